@@ -66,12 +66,12 @@ def arg_parser() -> cmd_util.ArgumentParser:
 
 
 def make_env(args: argparse.Namespace, seed: int | None) -> gym.Env:
-    """Return this rank's environment and seed this rank; `seed` is the job's, None seeds nothing."""
+    """Return this rank's environment, seeding this rank by the job's `seed`; None seeds nothing."""
     rank = MPI.COMM_WORLD.Get_rank()
     seed = offset_seed(seed, rank=rank, stride=10000)
     set_global_seeds(seed)
-    env = Monitor(make_atari(args.env), cmd_util.monitor_path(rank), allow_early_resets=True)
-    env = wrap_deepmind(env, clip_rewards=args.clip_rewards)
+    game = Monitor(make_atari(args.env), cmd_util.monitor_path(rank), allow_early_resets=True)
+    env = wrap_deepmind(game, clip_rewards=args.clip_rewards)
     if args.frame_stack != 1:
         env = FrameStack(env, args.frame_stack)
     env.reset(seed=seed)  # later resets go on from here

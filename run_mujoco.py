@@ -61,7 +61,7 @@ def arg_parser() -> cmd_util.ArgumentParser:
 
 
 def make_env(args: argparse.Namespace, seed: int | None) -> gym.Env:
-    """Return this rank's environment and seed this rank; `seed` is the job's, None seeds nothing."""
+    """Return this rank's environment, seeding this rank by the job's `seed`; None seeds nothing."""
     if args.preset == "robotics":
         rank = MPI.COMM_WORLD.Get_rank()
         return cmd_util.make_robotics_env(

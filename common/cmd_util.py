@@ -137,19 +137,21 @@ def atari_arg_parser() -> ArgumentParser:
 def add_ppo_flags(parser: ArgumentParser) -> None:
     """Add a flag for each hyperparameter of `learn`, and the limits other than --num-timesteps."""
     ppo = parser.add_argument_group("algorithm")
-    for name, kind, text in [
-        ("timesteps-per-actorbatch", whole_number, "steps of a rank's segment"),
-        ("optim-batchsize", whole_number, "minibatch of a rank; 0: the whole segment"),
-        ("optim-epochs", whole_number, "passes over a segment"),
-        ("optim-stepsize", float, "Adam's learning rate"),
-        ("adam-epsilon", float, "Adam's epsilon"),
-        ("clip-param", float, "clip range of the probability ratio"),
-        ("entcoeff", float, "weight of the entropy bonus"),
-        ("gamma", float, "discount"),
-        ("lam", float, "GAE's lambda"),
+    for name, text in [
+        ("timesteps-per-actorbatch", "steps of a rank's segment"),
+        ("optim-batchsize", "minibatch of a rank; 0: the whole segment"),
+        ("optim-epochs", "passes over a segment"),
     ]:
-        ppo.add_argument(f"--{name}", type=kind, metavar="N" if kind is whole_number else "X",
-                         help=text)  # fmt: skip
+        ppo.add_argument(f"--{name}", type=whole_number, metavar="N", help=text)
+    for name, text in [
+        ("optim-stepsize", "Adam's learning rate"),
+        ("adam-epsilon", "Adam's epsilon"),
+        ("clip-param", "clip range of the probability ratio"),
+        ("entcoeff", "weight of the entropy bonus"),
+        ("gamma", "discount"),
+        ("lam", "GAE's lambda"),
+    ]:
+        ppo.add_argument(f"--{name}", type=float, metavar="X", help=text)
     for name, text in [("schedule", "learning rate"), ("clip-schedule", "clip range")]:
         ppo.add_argument(f"--{name}", choices=["constant", "linear"], help=f"of the {text}")
     ppo.add_argument("--bootstrap-truncated", action="store_true",
@@ -251,7 +253,7 @@ def make_mujoco_env(env_id: str, seed: int | None, reward_scale: float = 1.0) ->
     seed = offset_seed(seed, rank=rank, stride=1000)
     env = _seed_and_monitor(make_env(env_id), seed, rank, info_keywords=())
     if reward_scale != 1.0:
-        env = gym.wrappers.TransformReward(env, lambda reward: reward_scale * reward)
+        env = gym.wrappers.TransformReward(env, lambda reward: reward_scale * float(reward))
     return env
 
 
@@ -263,8 +265,8 @@ def make_robotics_env(env_id: str, seed: int | None, rank: int = 0) -> gym.Env:
         seed: this rank's own, to which nothing is added.
         rank: names the monitor's file, which has a column `is_success`.
     """
-    env = gym.wrappers.FilterObservation(make_env(env_id), ["observation", "desired_goal"])
-    env = gym.wrappers.FlattenObservation(env)
+    goal_env = gym.wrappers.FilterObservation(make_env(env_id), ["observation", "desired_goal"])
+    env = gym.wrappers.FlattenObservation(goal_env)
     return _seed_and_monitor(env, seed, rank, info_keywords=("is_success",))
 
 
@@ -313,6 +315,7 @@ def begin_run(parser: ArgumentParser, args: argparse.Namespace, *, title: str) -
         folder = comm.bcast(os.path.join("runs", name))
     formats = args.log_format if rank == 0 else None
     check_run(parser, lambda: logger.configure(folder, formats))
+    versions = package_versions()
     config = {
         "arguments": vars(args),
         "command": [sys.executable, *sys.argv],
@@ -320,21 +323,20 @@ def begin_run(parser: ArgumentParser, args: argparse.Namespace, *, title: str) -
         "hostname": platform.node(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": git_commit(),
-        "versions": {"python": platform.python_version(), **package_versions()},
-        "mpi": MPI.Get_library_version().split("\n")[0].strip(),
+        "versions": versions,
+        "mpi": " ".join(MPI.Get_library_version().split("\n")[0].split()),
     }
     if rank == 0:
         path = Path(folder, "config.json")
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-    logger.log(f"{title} on {args.env}, {config['ranks']} ranks, seed {args.seed}")
-    logger.log(versions)
-    logger.log(f"Logging to {os.path.abspath(folder)}")
+    ranks = f"{comm.Get_size()} rank{'s' if comm.Get_size() > 1 else ''}"
+    logger.log(f"{title} on {args.env}, {ranks}, seed {args.seed}")
+    logger.log(", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that decide what a run computes, of those installed."""
-    versions = {}
+    """Return the versions of Python and of the installed packages that decide what a run gives."""
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -110,7 +110,7 @@ def iterbatches(
         np.random.shuffle(order)
     if num_batches is not None:
         parts = np.array_split(order, num_batches)
-    else:
+    elif batch_size is not None:
         parts = np.split(order, np.arange(batch_size, n, batch_size))
     for part in parts:
         if include_final_partial_batch or batch_size is None or len(part) == batch_size:

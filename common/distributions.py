@@ -319,6 +319,6 @@ def make_pdtype(ac_space: gym.Space) -> PdType:
     elif isinstance(ac_space, gym.spaces.MultiBinary) and len(ac_space.shape) == 1:
         return BernoulliPdType(ac_space.shape[0])
     raise ValueError(
-        f"unsupported action space {ac_space}: need a Box of one dimension, Discrete, MultiDiscrete "
-        "or MultiBinary, with choices from 0 on"
+        f"unsupported action space {ac_space}: need a Box of one dimension, Discrete, "
+        "MultiDiscrete or MultiBinary, with choices from 0 on"
     )

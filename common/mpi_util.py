@@ -1,6 +1,6 @@
 """What every rank needs beyond its collectives: seeds, shared verdicts, and the abort of the job.
 
-Source: baselines/common/mpi_util.py @ ea25b9e (the idea of a small helper module; the content is new).
+Source: baselines/common/mpi_util.py @ ea25b9e, of which only the idea is left.
 Differs: an uncaught exception on one rank ends the whole job instead of leaving the others waiting.
 """
 
@@ -54,8 +54,8 @@ def agree(check: Callable[[], object], *, comm: MPI.Comm | None = None) -> str |
 def abort_job_on_error(comm: MPI.Comm | None = None) -> Iterator[None]:
     """Turn an uncaught exception on one rank into the end of the whole job, exit code 1.
 
-    Started as `mpirun python script.py`, MPI leaves the other ranks waiting in their next collective
-    for ever when one rank raises. Inside this context the rank prints its traceback under its own
+    Started as `mpirun python script.py`, the other ranks would wait in their next collective for
+    ever when one rank raises. Inside this context the rank prints its traceback under its own
     name and calls `Abort`. A `SystemExit` passes: leaving is then the caller's considered choice.
     """
     comm = MPI.COMM_WORLD if comm is None else comm

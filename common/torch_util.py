@@ -1,6 +1,6 @@
 """Initial weights, and flat parameter vectors.
 
-Source: baselines/common/tf_util.py @ ea25b9e (`normc_initializer`, `conv2d`, `GetFlat`, `SetFromFlat`).
+Source: baselines/common/tf_util.py @ ea25b9e: normc_initializer, conv2d, GetFlat, SetFromFlat.
 Differs: parameters are views of the flat vector, so reading or writing it moves nothing.
 """
 
@@ -24,10 +24,10 @@ def normc(shape: tuple[int, int], std: float) -> torch.Tensor:
 def glorot_uniform_conv(
     in_channels: int, out_channels: int, kernel_size: tuple[int, int]
 ) -> torch.Tensor:
-    """Return an (out, in, height, width) kernel in channels-last memory, uniform within
-    sqrt(6 / (fan_in + fan_out)).
+    """Return an (out, in, height, width) kernel, Glorot-uniform, in channels-last memory.
 
-    Draws from torch's generator: NumPy's stream is left to the dense kernels, as in baselines.
+    Its weights lie within sqrt(6 / (fan_in + fan_out)). Draws from torch's generator: NumPy's
+    stream is left to the dense kernels, as in baselines.
     """
     area = math.prod(kernel_size)
     bound = math.sqrt(6.0 / (area * in_channels + area * out_channels))
@@ -68,7 +68,7 @@ def unflatten(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Te
     """
     views = []
     for part, tensor in zip(flat.split([t.numel() for t in like]), like, strict=True):
-        order = sorted(range(tensor.ndim), key=lambda dim: -tensor.stride(dim))
+        order = np.argsort([-stride for stride in tensor.stride()], kind="stable").tolist()
         memory = part.view([tensor.shape[dim] for dim in order])
         views.append(memory.permute([order.index(dim) for dim in range(tensor.ndim)]))
     return views

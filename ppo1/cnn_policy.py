@@ -40,12 +40,12 @@ class CnnPolicy(TorchPolicy):
         super().__init__(name, ob_space, ac_space)
         if kind not in NETWORKS:
             raise ValueError(f"unknown kind {kind!r}: need one of {', '.join(map(repr, NETWORKS))}")
-        if len(ob_space.shape) != 3 or ob_space.dtype != np.uint8:
+        if len(self.ob_shape) != 3 or ob_space.dtype != np.uint8:
             raise ValueError(
                 f"CnnPolicy needs uint8 images (height, width, channels), got {ob_space}"
             )
         convolutions, dense_units = NETWORKS[kind]
-        height, width, channels = ob_space.shape
+        height, width, channels = self.ob_shape
         self.strides = [stride for _, _, stride in convolutions]
         for i, (filters, size, stride) in enumerate(convolutions, start=1):
             kernel = glorot_uniform_conv(channels, filters, (size, size))
@@ -54,7 +54,7 @@ class CnnPolicy(TorchPolicy):
             height, width = (height - size) // stride + 1, (width - size) // stride + 1
             channels = filters
         if height < 1 or width < 1:
-            raise ValueError(f"images of shape {ob_space.shape} are too small for kind {kind!r}")
+            raise ValueError(f"images of shape {self.ob_shape} are too small for kind {kind!r}")
         self._add_dense("lin", height * width * channels, dense_units, std=1.0)
         self._add_dense("logits", dense_units, self.pdtype.param_shape()[0], std=0.01)
         self._add_dense("value", dense_units, 1, std=1.0)
@@ -69,7 +69,7 @@ class CnnPolicy(TorchPolicy):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, P) distribution parameters and (N,) values for preprocessed images."""
-        p = self._parameters
+        p = self.weights
         x = x.to(torch.float32) / 255.0
         for i, stride in enumerate(self.strides, start=1):
             x = F.relu(F.conv2d(x, p[f"l{i}/W"], p[f"l{i}/b"].flatten(), stride=stride))
@@ -81,5 +81,5 @@ class CnnPolicy(TorchPolicy):
         return self._output("logits", x), self._output("value", x)[:, 0]
 
     def _output(self, name: str, x: Tensor) -> Tensor:
-        kernel, bias = self._parameters[f"{name}/kernel"], self._parameters[f"{name}/bias"]
+        kernel, bias = self.weights[f"{name}/kernel"], self.weights[f"{name}/bias"]
         return torch.addmm(bias.double(), x.double(), kernel.double()).to(torch.float32)

@@ -51,11 +51,11 @@ class MlpPolicy(TorchPolicy):
                 f"hid_size ({hid_size}) and num_hid_layers ({num_hid_layers}) must be at least 1"
             )
         self.num_hid_layers = num_hid_layers
-        self.ob_rms = RunningMeanStd(shape=ob_space.shape)
+        self.ob_rms = RunningMeanStd(shape=self.ob_shape)
         self.fixed_var = gaussian_fixed_var and isinstance(self.pdtype, DiagGaussianPdType)
         pdparam_size = self.pdtype.param_shape()[0]
         policy_outputs = pdparam_size // 2 if self.fixed_var else pdparam_size
-        sizes = [int(np.prod(ob_space.shape))] + [hid_size] * num_hid_layers
+        sizes = [int(np.prod(self.ob_shape))] + [hid_size] * num_hid_layers
         self._add_tower("vf", [*sizes, 1], final_std=1.0)
         self._add_tower("pol", [*sizes, policy_outputs], final_std=0.01)
         if self.fixed_var:
@@ -81,12 +81,12 @@ class MlpPolicy(TorchPolicy):
         vpred = self._tower("vf", x)[:, 0]
         pdparam = self._tower("pol", x)
         if self.fixed_var:
-            logstd = self._parameters["pol/logstd"]
+            logstd = self.weights["pol/logstd"]
             pdparam = torch.cat([pdparam, pdparam * 0.0 + logstd], dim=1)
         return pdparam, vpred
 
     def _tower(self, scope: str, x: Tensor) -> Tensor:
-        p = self._parameters
+        p = self.weights
         for i in range(self.num_hid_layers):
             layer = f"{scope}/fc{i + 1}"
             x = torch.tanh(torch.addmm(p[f"{layer}/bias"], x, p[f"{layer}/kernel"]))

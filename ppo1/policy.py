@@ -1,7 +1,7 @@
 """What the learner asks of a policy, and what the two policies share."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import gymnasium as gym
 import numpy as np
@@ -50,17 +50,23 @@ class TorchPolicy(nn.Module):
                 "(gymnasium.wrappers.FlattenObservation makes one)"
             )
         self.name, self.ob_space, self.ac_space = name, ob_space, ac_space
+        self.ob_shape: tuple[int, ...] = ob_space.shape
         self.pdtype = make_pdtype(ac_space)
         self.rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters by name, or what `torch.func.functional_call` has put in their place."""
+        return cast(dict[str, Tensor], self._parameters)
 
     def preprocess(self, ob: Tensor) -> Tensor:
         """Return what `forward` takes, from raw observations (N, *ob_shape) of any real dtype."""
         raise NotImplementedError
 
     def pdparam_and_vpred(self, ob: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (N, P) distribution parameters and (N,) values for raw observations (N, *ob_shape).
+        """Return distribution parameters (N, P) and values (N,) for raw observations.
 
-        Both are float32; `ob` may have any real dtype.
+        Both are float32; `ob` is (N, *ob_shape) and may have any real dtype.
         """
         return self(self.preprocess(ob))
 
@@ -76,7 +82,7 @@ class TorchPolicy(nn.Module):
         with torch.no_grad():
             flat, vpred = self.pdparam_and_vpred(torch.as_tensor(np.asarray(ob)[None]))
         ac = self.pdtype.draw(flat[0].numpy(), self.rng if stochastic else None)
-        return ac, vpred[0].numpy()[()]
+        return ac, np.float32(vpred[0])
 
     def get_initial_state(self) -> list[Any]:
         """Return [], the state of a policy that is not recurrent."""
@@ -87,7 +93,7 @@ class TorchPolicy(nn.Module):
         return list(self.parameters())
 
     def get_variables(self) -> list[Tensor]:
-        """Return all variables: observation statistics first, where there are any, then parameters."""
+        """Return all variables: the observation statistics, if any, then the parameters."""
         return [*self._statistics().values(), *self.parameters()]
 
     def variables(self) -> dict[str, NDArray[Any]]:
@@ -143,5 +149,5 @@ class TorchPolicy(nn.Module):
 
 
 def _tf_view(name: str, variable: Tensor) -> Tensor:
-    # A convolution's kernel, `.../W`, is (out, in, height, width) here, (height, width, in, out) there.
+    # A convolution's kernel, `.../W`, is (out, in, h, w) here and (h, w, in, out) there.
     return variable.permute(2, 3, 1, 0) if name.endswith("/W") else variable

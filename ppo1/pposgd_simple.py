@@ -81,8 +81,8 @@ def traj_segment_generator(
     ac = env.action_space.sample()  # stands as `prevac` of the very first step
     ob, _ = env.reset()
     new = True
-    ob_shape = env.observation_space.shape
-    obs = np.empty((horizon, *ob_shape), np.asarray(ob).dtype)
+    ob_shape = env.observation_space.shape or ()
+    obs = np.empty((horizon, *ob_shape), np.asarray(ob).dtype)  # may differ from the space's
     rews = np.zeros(horizon, np.float32)
     vpreds = np.zeros(horizon, np.float32)
     news = np.zeros(horizon, np.int32)
@@ -94,6 +94,8 @@ def traj_segment_generator(
 
     i = 0
     while True:
+        if np.shape(ob) != ob_shape:
+            raise ValueError(f"observation of shape {np.shape(ob)}, but the space says {ob_shape}")
         prevac = ac
         ac, vpred = pi.act(stochastic, ob)
         if i == horizon:
@@ -104,15 +106,14 @@ def traj_segment_generator(
             }  # fmt: skip
             ep_rets, ep_lens = [], []
             i = 0
-        if np.shape(ob) != ob_shape:
-            raise ValueError(f"observation of shape {np.shape(ob)}, but the space says {ob_shape}")
         obs[i] = ob
         vpreds[i] = vpred
         news[i] = new
         acs[i] = ac
         prevacs[i] = prevac
 
-        ob, rew, terminated, truncated, _ = env.step(ac)
+        ob, reward, terminated, truncated, _ = env.step(ac)
+        rew = float(reward)
         if not math.isfinite(rew):
             raise FloatingPointError(f"the environment returned reward {rew} at step {i}")
         rews[i] = rew
@@ -153,7 +154,7 @@ def add_vtarg_and_adv(seg: Segment, gamma: float, lam: float) -> None:
         gamma: discount, in [0, 1].
         lam: in [0, 1].
     """
-    # nextvpred is 0 where an episode ended with the segment, so the step after it counts as not new.
+    # nextvpred is 0 where an episode ended with the segment: the step after it counts as not new.
     nonterminal = 1.0 - np.append(seg["new"][1:], 0)
     vpred = np.append(seg["vpred"], seg["nextvpred"]).astype(np.float64)
     delta = seg["rew"] + gamma * vpred[1:] * nonterminal - vpred[:-1]
@@ -210,7 +211,7 @@ class LossAndGrad:
     """The losses of a minibatch and their flat gradient, for one policy."""
 
     def __init__(self, pi: Policy, entcoeff: float) -> None:
-        """Make the gradient vector; the policy's parameters must already be where they will stay."""
+        """Make the gradient vector; the parameters must already be where they will stay."""
         self.pdtype = pi.pdtype
         self.entcoeff = entcoeff
         self.network = pi if isinstance(pi, TorchPolicy) else pi.pdparam_and_vpred
@@ -219,7 +220,7 @@ class LossAndGrad:
         self.views = unflatten(self.gradient, self.parameters)
 
     def __call__(self, batch: dict[str, Tensor], clip_param: float) -> tuple[Tensor, Tensor]:
-        """Return the losses (5,) and the gradient (P,); the latter is written anew by the next call.
+        """Return the losses (5,) and the gradient (P,), which the next call writes anew.
 
         A total loss that is not finite makes the whole gradient NaN, which tells all ranks.
         """
@@ -349,7 +350,7 @@ def learn(
             iteration_start = time.time()
             logger.log(f"********** Iteration {iters_so_far} ************")
 
-            # Collect a segment; ob, ac, atarg (advantages) and vtarg (TD-lambda returns) are (T, ...)
+            # Collect a segment
             seg = next(seg_gen)
             add_vtarg_and_adv(seg, gamma, lam)
             batchsize = optim_batchsize or len(seg["ob"])
@@ -387,7 +388,9 @@ def learn(
                 true_lens = monitor.get_episode_lengths()[episodes_monitored:]
                 episodes_monitored += len(true_lens)
             local = (seg["ep_lens"], seg["ep_rets"], true_lens, true_rets)
-            lens, rews, true_lens, true_rets = map(flatten_lists, zip(*comm.allgather(local)))
+            lens, rews, true_lens, true_rets = map(
+                flatten_lists, zip(*comm.allgather(local), strict=True)
+            )
             lenbuffer.extend(lens)
             rewbuffer.extend(rews)
             truelenbuffer.extend(true_lens)
@@ -474,7 +477,8 @@ def make_columns(pi: Policy, seg: Segment) -> dict[str, Tensor]:
     adv = seg["adv"]
     # Standardized over the rank's own segment. Not `std == 0`, which rounding breaks.
     equal = adv.max() == adv.min()
-    atarg = np.zeros_like(adv) if equal else (adv - adv.mean()) / adv.std()
+    with np.errstate(over="ignore"):  # if it does, the value loss is not finite either
+        atarg = np.zeros_like(adv) if equal else (adv - adv.mean()) / adv.std()
     ob, ac = torch.from_numpy(seg["ob"]), torch.from_numpy(seg["ac"])
     if isinstance(pi, TorchPolicy):
         ob = pi.preprocess(ob)

@@ -17,7 +17,7 @@ OPEN_MPI = "Open MPI" in MPI.Get_library_version()
 
 
 def rank_environment(**extra: str) -> dict[str, str]:
-    """Return a small environment of its own: what this process's MPI has put there must not leak."""
+    """Return an environment without what this process's own MPI has put into its."""
     keep = ("HOME", "LANG", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
     environment = {name: os.environ[name] for name in keep if name in os.environ}
     environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])

@@ -1,17 +1,22 @@
+import math
 from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 
 from common import logger
+from common.distributions import CategoricalPdType, DiagGaussianPdType
+from common.mpi_util import CollectiveError
 from common.torch_util import unflatten
 from ppo1 import pposgd_simple
 from ppo1.cnn_policy import CnnPolicy
 from ppo1.mlp_policy import MlpPolicy
-from ppo1.pposgd_simple import learn
+from ppo1.pposgd_simple import add_vtarg_and_adv, learn, ppo_losses, traj_segment_generator
 from tests.conftest import assert_close, load_golden
+from tests.envs import Countdown
 from tests.ranks import on_ranks
 
 TRACES = [("hopper", 1), ("cartpole", 2), ("halfcheetah", 4), ("pong", 1)]
@@ -194,3 +199,512 @@ def test_whole_iterations_equal_baselines(name, size):
         np.testing.assert_array_equal(
             flat(history[-1]["state"], "theta"), flat(results[0][-1]["state"], "theta")
         )
+
+
+# ---- Segments -----------------------------------------------------------------------------------
+
+
+class Scripted:
+    """Acts 0, 1, 2, ... (modulo 2), values at 10, 11, 12, ...; notes the observations it saw."""
+
+    recurrent = False
+
+    def __init__(self):
+        self.seen = []
+
+    def act(self, stochastic, ob):
+        if stochastic:
+            self.seen.append(ob.item())
+        n = len(self.seen) - 1
+        return n % 2, np.float32(10 + n)
+
+
+def take(pi, env, horizon, count, **options):
+    segments = []
+    for seg in traj_segment_generator(pi, env, horizon, stochastic=True, **options):
+        segments.append({key: np.array(x) for key, x in seg.items()})
+        if len(segments) == count:
+            return segments
+    raise AssertionError("the generator ended")
+
+
+def test_segments_by_hand():
+    """Episodes of 3, 1 and 2 steps, cut into segments of 4: one ends with a segment's last step."""
+    first, second = take(Scripted(), Countdown(3, 1, 2), horizon=4, count=2)
+    assert first["ob"].tolist() == [[3], [2], [1], [1]]
+    assert first["ob"].dtype == np.float64
+    assert first["new"].tolist() == [1, 0, 0, 1]
+    assert first["rew"].tolist() == [1, 1, 1, 1]
+    assert first["vpred"].tolist() == [10, 11, 12, 13]
+    assert first["ac"].tolist() == [0, 1, 0, 1]
+    assert first["prevac"].tolist()[1:] == [0, 1, 0]
+    assert (first["ep_rets"].tolist(), first["ep_lens"].tolist()) == ([3, 1], [3, 1])
+    assert first["nextvpred"] == 0
+    assert second["ob"].tolist() == [[2], [1], [3], [2]]
+    assert second["new"].tolist() == [1, 0, 1, 0]
+    assert second["vpred"].tolist() == [14, 15, 16, 17]
+    assert second["prevac"].tolist() == [1, 0, 1, 0]
+    assert (second["ep_rets"].tolist(), second["ep_lens"].tolist()) == ([2], [2])
+    assert second["nextvpred"] == 18
+    assert {x.dtype for x in (first["rew"], first["vpred"])} == {np.dtype(np.float32)}
+    assert first["new"].dtype == np.int32
+
+
+def test_the_next_segments_first_action_precedes_the_yield():
+    pi = Scripted()
+    segments = traj_segment_generator(pi, Countdown(9), 4, stochastic=True)
+    next(segments)
+    assert len(pi.seen) == 5
+
+
+@pytest.mark.parametrize("horizon", [1, 2])
+def test_episodes_of_one_step(horizon):
+    for seg in take(Scripted(), Countdown(1), horizon, count=3):
+        assert seg["new"].tolist() == [1] * horizon
+        assert seg["nextvpred"] == 0
+        assert seg["ep_lens"].tolist() == [1] * horizon
+
+
+def test_a_truncated_episode_is_an_end_unless_bootstrapped():
+    plain, _ = take(Scripted(), Countdown(2, truncate=True), 3, 2)
+    assert plain["rew"].tolist() == [1, 1, 1]
+    pi = Scripted()
+    valued, _ = take(pi, Countdown(2, truncate=True), 3, 2, bootstrap_gamma=0.5)
+    # After the second step the scripted value is still that of the second action, 11
+    assert valued["rew"].tolist() == [1, 1 + 0.5 * 11, 1]
+    assert valued["ep_rets"].tolist() == [2]
+    ended, _ = take(Scripted(), Countdown(2), 3, 2, bootstrap_gamma=0.5)
+    assert ended["rew"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (lambda ob, r: (ob, math.nan), FloatingPointError, "reward nan at step 5"),
+        (lambda ob, r: (ob, math.inf), FloatingPointError, "reward inf at step 5"),
+        (lambda ob, r: (ob * math.nan, r), FloatingPointError, r"\[0\] = nan at step 6"),
+        (lambda ob, r: (np.zeros(2), r), ValueError, r"shape \(2,\), but the space says \(1,\)"),
+        (lambda ob, r: (0.0, r), ValueError, r"shape \(\), but the space says \(1,\)"),
+    ],
+)
+def test_faulty_environments_are_named(fault, error, message):
+    with pytest.raises(error, match=message):
+        take(Scripted(), Countdown(100, faults={5: fault}), 10, 1)
+
+
+# ---- Advantages ---------------------------------------------------------------------------------
+
+
+def random_segment(steps=40):
+    rng = np.random.RandomState(1)
+    new = (rng.rand(steps) < 0.2).astype(np.int32)
+    return {
+        "rew": rng.randn(steps).astype(np.float32),
+        "vpred": rng.randn(steps).astype(np.float32),
+        "new": new,
+        "nextvpred": rng.randn(),
+    }
+
+
+def direct_advantages(seg, gamma, lam):
+    """Sum the deltas of each step up to the end of its episode, in float64, one by one."""
+    steps = len(seg["rew"])
+    vpred = np.append(seg["vpred"].astype(np.float64), seg["nextvpred"])
+    alive = np.append(1 - seg["new"][1:], 1)
+    delta = seg["rew"].astype(np.float64) + gamma * vpred[1:] * alive - vpred[:-1]
+    adv = np.zeros(steps)
+    for t in range(steps):
+        weight = 1.0
+        for k in range(t, steps):
+            adv[t] += weight * delta[k]
+            weight *= gamma * lam * alive[k]
+    return adv
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
+def test_advantages_equal_the_direct_sum(gamma, lam):
+    seg = random_segment()
+    add_vtarg_and_adv(seg, gamma, lam)
+    # Both run in float64; one rounding to float32 is left
+    np.testing.assert_allclose(seg["adv"], direct_advantages(seg, gamma, lam), rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(seg["tdlamret"], seg["adv"] + seg["vpred"])
+    assert seg["adv"].dtype == seg["tdlamret"].dtype == np.float32
+
+
+def test_advantages_by_hand():
+    """Two steps of an episode, then one of another, with gamma 1/2 and lam 1."""
+    seg = {
+        "rew": np.array([1, 2, 4], np.float32), "vpred": np.array([8, 4, 2], np.float32),
+        "new": np.array([1, 0, 1], np.int32), "nextvpred": 6.0,
+    }  # fmt: skip
+    add_vtarg_and_adv(seg, gamma=0.5, lam=1.0)
+    # delta = 1 + 2 - 8, 2 - 4 (the episode ends), 4 + 3 - 2
+    assert seg["adv"].tolist() == [-5 + 0.5 * -2, -2, 5]
+    assert seg["tdlamret"].tolist() == [2, 2, 7]
+
+
+# ---- Losses -------------------------------------------------------------------------------------
+
+
+def gaussian_batch(rows=16):
+    torch.manual_seed(0)
+    pdtype = DiagGaussianPdType(2)
+    old = torch.randn(rows, 4) * 0.3
+    ac = torch.randn(rows, 2)
+    batch = {
+        "ac": ac, "atarg": torch.randn(rows), "vtarg": torch.randn(rows),
+        "oldpdparam": old, "oldlogp": pdtype.pdfromflat(old).logp(ac),
+    }  # fmt: skip
+    return pdtype, old + 0.3 * torch.randn(rows, 4), torch.randn(rows), batch
+
+
+def test_losses_equal_a_second_method():
+    """NumPy in float64, densities by their textbook formulas."""
+    pdtype, flat, vpred, batch = gaussian_batch()
+    total, parts = ppo_losses(pdtype, flat, vpred, batch, clip_param=0.2, entcoeff=0.01)
+
+    def moments(flat):
+        return flat[:, :2].double().numpy(), np.exp(flat[:, 2:].double().numpy())
+
+    def density(flat):
+        mean, std = moments(flat)
+        z = (batch["ac"].double().numpy() - mean) / std
+        return np.prod(np.exp(-(z**2) / 2) / (std * np.sqrt(2 * np.pi)), axis=1)
+
+    (mean, std), (oldmean, oldstd) = moments(flat), moments(batch["oldpdparam"])
+    ratio = density(flat) / density(batch["oldpdparam"])
+    adv = batch["atarg"].double().numpy()
+    assert (abs(ratio - 1) > 0.2).any()  # some are clipped
+    surr = -np.minimum(ratio * adv, np.clip(ratio, 0.8, 1.2) * adv).mean()
+    entropy = np.log(std * np.sqrt(2 * np.pi * np.e)).sum(axis=1).mean()
+    value = ((vpred - batch["vtarg"]).double().numpy() ** 2).mean()
+    kl = np.log(std / oldstd) + (oldstd**2 + (oldmean - mean) ** 2) / (2 * std**2) - 0.5
+    want = [surr, -0.01 * entropy, value, kl.sum(axis=1).mean(), entropy]
+    np.testing.assert_allclose(parts, want, rtol=1e-5, atol=1e-6)  # float32
+    np.testing.assert_allclose(total, sum(want[:3]), rtol=1e-5)
+
+
+def test_gradient_equals_finite_differences():
+    """Of the whole loss in float64, with respect to parameters and values."""
+    pdtype, flat, vpred, batch = gaussian_batch(rows=4)
+    batch = {key: x.double() for key, x in batch.items()}
+
+    def total(flat, vpred):
+        return ppo_losses(pdtype, flat, vpred, batch, 0.2, 0.01)[0]
+
+    inputs = flat.double().requires_grad_(), vpred.double().requires_grad_()
+    assert torch.autograd.gradcheck(total, inputs)
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "flows"), [
+    (1.3, 1.0, False), (1.3, -1.0, True), (0.7, 1.0, True), (0.7, -1.0, False), (1.1, 1.0, True),
+])  # fmt: skip
+def test_clipping_stops_the_gradient_only_where_it_would_go_on_improving(ratio, advantage, flows):
+    pdtype = CategoricalPdType(2)
+    flat = torch.zeros(1, 2, requires_grad=True)
+    batch = {
+        "ac": torch.tensor([0]), "atarg": torch.tensor([advantage]), "vtarg": torch.zeros(1),
+        "oldpdparam": torch.zeros(1, 2), "oldlogp": torch.tensor([math.log(0.5 / ratio)]),
+    }  # fmt: skip
+    total, _ = ppo_losses(pdtype, flat, torch.zeros(1), batch, clip_param=0.2, entcoeff=0.0)
+    (gradient,) = torch.autograd.grad(total, flat)
+    assert bool(gradient.any()) == flows
+
+
+# ---- learn --------------------------------------------------------------------------------------
+
+SETTINGS = dict(
+    timesteps_per_actorbatch=32, clip_param=0.2, entcoeff=0.01, optim_epochs=2,
+    optim_stepsize=1e-3, optim_batchsize=8, gamma=0.99, lam=0.95,
+)  # fmt: skip
+
+
+def mlp(name, ob_space, ac_space):
+    return MlpPolicy(name, ob_space, ac_space, hid_size=8, num_hid_layers=1)
+
+
+def run(env=None, policy_fn=mlp, **options):
+    """Train; return the policy and what was logged after each iteration."""
+    rows = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = logger.dump_tabular
+        patch.setattr(logger, "dump_tabular", lambda: rows.append(original()))
+        settings = SETTINGS | {"comm": MPI.COMM_SELF} | options
+        pi = learn(Countdown(5) if env is None else env, policy_fn, **settings)
+    return pi, rows
+
+
+LOCALS = [
+    "pi", "env", "iters_so_far", "timesteps_so_far", "episodes_so_far", "lenbuffer", "rewbuffer",
+]  # fmt: skip
+
+
+def test_n_iterations_call_back_n_plus_1_times_with_the_names_kept():
+    calls = []
+
+    def callback(local, global_):
+        assert global_["learn"] is learn
+        calls.append([local[name] for name in LOCALS])
+
+    env = Countdown(5)
+    pi, _ = run(env, max_iters=3, callback=callback)
+    assert [call[2] for call in calls] == [0, 1, 2, 3]
+    assert all(call[0] is pi and call[1] is env for call in calls)
+    assert [call[3] for call in calls] == [0, 30, 60, 95]  # steps of completed episodes of 5
+    assert [call[4] for call in calls] == [0, 6, 12, 19]
+    assert list(calls[-1][5]) == list(calls[-1][6]) == [5] * 19
+
+
+@pytest.mark.parametrize(
+    ("limit", "iterations"),
+    [
+        ({"max_timesteps": 60}, 2),
+        ({"max_timesteps": 61}, 3),
+        ({"max_episodes": 13}, 3),
+        ({"max_iters": 4}, 4),
+        ({"max_seconds": 1e-9}, 0),
+    ],
+)
+def test_limits(limit, iterations):
+    assert len(run(**limit)[1]) == iterations
+
+
+def test_logged_columns_and_their_values():
+    _, rows = run(max_iters=2)
+    assert set(rows[0]) == {
+        "loss_pol_surr", "loss_pol_entpen", "loss_vf_loss", "loss_kl", "loss_ent",
+        "ev_tdlam_before", "EpLenMean", "EpRewMean", "EpTrueLenMean", "EpTrueRewMean",
+        "EpThisIter", "EpisodesSoFar", "TimestepsSoFar", "TimeElapsed", "TimestepsPerSec",
+    }  # fmt: skip
+    assert rows[1]["EpRewMean"] == rows[1]["EpLenMean"] == 5
+    assert (rows[1]["EpThisIter"], rows[1]["EpisodesSoFar"]) == (6, 12)
+    assert math.isnan(rows[1]["EpTrueRewMean"])  # no Monitor
+
+
+def test_means_over_no_episode_are_nan_without_a_warning():
+    _, rows = run(Countdown(1000), max_iters=1)
+    assert math.isnan(rows[0]["EpRewMean"])
+    assert rows[0]["TimestepsSoFar"] == 0
+
+
+def stepsizes_and_clips(**options):
+    steps, clips = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        update, losses = pposgd_simple.MpiAdam.update, pposgd_simple.ppo_losses
+        patch.setattr(
+            pposgd_simple.MpiAdam, "update",
+            lambda adam, g, stepsize: (steps.append(stepsize), update(adam, g, stepsize))[1],
+        )  # fmt: skip
+        patch.setattr(
+            pposgd_simple, "ppo_losses", lambda *args: (clips.append(args[4]), losses(*args))[1]
+        )
+        run(**options)
+    return sorted(set(steps), reverse=True), sorted(set(clips), reverse=True)
+
+
+def test_schedules():
+    """Episodes of 5 in segments of 32 steps: 30, 60 and 95 steps of the 100 are done."""
+    left = [1.0, 0.7, 0.4, 0.05]
+    steps, clips = stepsizes_and_clips(max_timesteps=100, schedule="linear")
+    np.testing.assert_allclose(steps, [1e-3 * x for x in left], rtol=1e-12)
+    assert clips == [0.2]
+    steps, clips = stepsizes_and_clips(max_timesteps=100, clip_schedule="linear")
+    assert steps == [1e-3]
+    np.testing.assert_allclose(clips, [0.2 * x for x in left], rtol=1e-12)
+
+
+def updates_at_each_iteration(**options):
+    updates = []
+    run(callback=lambda local, _: updates.append(local["adam"].t), **options)
+    return updates
+
+
+@pytest.mark.parametrize("batchsize", [None, 0, 32])
+def test_no_batch_size_means_the_whole_segment(batchsize):
+    assert updates_at_each_iteration(max_iters=2, optim_batchsize=batchsize) == [0, 2, 4]
+
+
+def test_a_partial_batch_is_dropped():
+    assert updates_at_each_iteration(max_iters=1, optim_batchsize=10) == [0, 6]
+
+
+def test_equal_advantages_become_zeros():
+    """A tenth cannot be written in binary, so std is not exactly 0; min and max are equal."""
+    adv = np.full(30, 0.1, np.float32)
+    assert adv.std() != 0
+    pi = mlp("pi", *SPACES["cartpole"])
+    seg = {
+        "ob": np.zeros((30, 4), np.float32), "ac": np.zeros(30, np.int64), "adv": adv,
+        "tdlamret": adv,
+    }  # fmt: skip
+    assert not pposgd_simple.make_columns(pi, seg)["atarg"].any()
+    adv[0] = 0.2
+    atarg = pposgd_simple.make_columns(pi, seg)["atarg"]
+    np.testing.assert_allclose([atarg.mean(), atarg.std(correction=0)], [0, 1], atol=1e-5)
+
+
+class Plain:
+    """A policy of someone else's that keeps to the protocol: no nn.Module, no statistics."""
+
+    recurrent = False
+
+    def __init__(self, name, ob_space, ac_space):
+        self.pdtype = CategoricalPdType(int(ac_space.n))
+        self.logits = torch.nn.Parameter(torch.zeros(1, int(ac_space.n)))
+        self.value = torch.nn.Parameter(torch.zeros(1))
+        self.unused = torch.nn.Parameter(torch.ones(3))
+
+    def get_trainable_variables(self):
+        return [self.logits, self.value, self.unused]
+
+    def pdparam_and_vpred(self, ob):
+        return self.logits.expand(len(ob), -1), self.value.expand(len(ob))
+
+    def act(self, stochastic, ob):
+        with torch.no_grad():
+            pd = self.pdtype.pdfromflat(self.logits)
+            ac = pd.sample() if stochastic else pd.mode()
+            return int(ac), float(self.value.detach())
+
+
+class Bandit(Countdown):
+    """Pays the action: 1 is right."""
+
+    def step(self, action):
+        ob, _, *rest = super().step(action)
+        return ob, float(action), *rest
+
+
+@pytest.mark.parametrize("policy_fn", [Plain, mlp])
+def test_learns_a_bandit(policy_fn):
+    pi, rows = run(Bandit(4), policy_fn, max_iters=30, optim_stepsize=1e-2, optim_epochs=4)
+    assert rows[0]["EpRewMean"] < 3  # of 4: chance gives 2
+    assert rows[-1]["EpRewMean"] > 3.7
+    assert pi.act(False, np.array([1.0]))[0] == 1
+    if policy_fn is Plain:
+        assert pi.unused.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "ac_space",
+    [
+        gym.spaces.Box(-1, 1, (3,), np.float32),
+        gym.spaces.MultiDiscrete([2, 3]),
+        gym.spaces.MultiBinary(3),
+    ],
+)
+def test_every_kind_of_action_trains(ac_space):
+    pi, rows = run(Countdown(5, action_space=ac_space), max_iters=2)
+    assert all(np.isfinite(value) for key, value in rows[1].items() if "True" not in key)
+    ac, _ = pi.act(True, np.array([1.0]))
+    assert np.shape(ac) == ac_space.shape
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_iters": 0}, "exactly one of max_timesteps.*got none"),
+        ({"max_timesteps": 10}, "exactly one of.*'max_timesteps': 10, 'max_iters': 1"),
+        ({"max_iters": -1}, "above 0; got {'max_iters': -1}"),
+        ({"schedule": "linear"}, "schedule must be 'constant' where max_timesteps is not given"),
+        ({"clip_schedule": "linear"}, "clip_schedule must be 'constant'"),
+        ({"schedule": "cosine"}, "schedule must be 'constant' or 'linear', got 'cosine'"),
+        ({"timesteps_per_actorbatch": 0}, "timesteps_per_actorbatch must be a whole number"),
+        ({"timesteps_per_actorbatch": 2.5}, "timesteps_per_actorbatch must be a whole number"),
+        ({"optim_epochs": 0}, "optim_epochs must be"),
+        ({"optim_batchsize": 33}, r"from 1 to timesteps_per_actorbatch \(32\).*got 33"),
+        ({"optim_batchsize": -1}, "optim_batchsize must be from 1"),
+        ({"clip_param": 0.0}, "clip_param must be above 0, got 0.0"),
+        ({"optim_stepsize": math.nan}, "optim_stepsize must be above 0, got nan"),
+        ({"optim_stepsize": math.inf}, "optim_stepsize must be above 0, got inf"),
+        ({"adam_epsilon": -1.0}, "adam_epsilon must be above 0"),
+        ({"entcoeff": -0.1}, "entcoeff must be at least 0"),
+        ({"gamma": 1.01}, r"gamma must be in \[0, 1\], got 1.01"),
+        ({"lam": -0.5}, "lam must be in"),
+    ],
+)
+def test_arguments_out_of_range_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        run(**({"max_iters": 1} | change))
+
+
+class CustomError(Exception):
+    pass
+
+
+def raise_custom(*_):
+    raise CustomError("the simulator broke")
+
+
+def test_exceptions_pass_unchanged_with_a_note_on_where():
+    with pytest.raises(CustomError) as environment:
+        run(Countdown(5, faults={40: raise_custom}), max_iters=3)
+    assert environment.value.__notes__ == ["in iteration 1 on rank 0"]
+    with pytest.raises(CustomError) as callback:
+        run(max_iters=3, callback=raise_custom)
+    assert callback.value.__notes__ == ["in iteration 0 on rank 0"]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_parameters_move():
+    """Rewards of 1e30: their square overflows in the value loss, whose gradient alone would not."""
+    thetas = []
+    huge = {step: lambda ob, reward: (ob, 1e30) for step in range(40, 64)}
+    with pytest.raises(CollectiveError, match="gradient is not finite at update 9") as error:
+        run(
+            Countdown(5, faults=huge), max_iters=3,
+            callback=lambda local, _: thetas.append((local["adam"], local["adam"].getflat())),
+        )  # fmt: skip
+    assert "in iteration 1 on rank 0" in error.value.__notes__
+    adam, before = thetas[-1]
+    np.testing.assert_array_equal(adam.getflat(), before)
+
+
+# ---- Several ranks ------------------------------------------------------------------------------
+
+
+def train_on_rank(comm):
+    np.random.seed(comm.Get_rank())
+    torch.manual_seed(comm.Get_rank())
+    pi, rows = run(Bandit(4 + comm.Get_rank()), comm=comm, max_iters=4)
+    return pi.variables(), rows
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_end_bit_equal_pool_their_episodes_and_repeat_themselves(size):
+    results, again = on_ranks(size, train_on_rank), on_ranks(size, train_on_rank)
+    for variables, _ in [*results, *again]:
+        for name, value in variables.items():
+            np.testing.assert_array_equal(value, results[0][0][name], err_msg=name)
+    rows = results[0][1]
+    lengths = [4, 5, 6][:size]
+    finished = [[(32 * (i + 1)) // n - (32 * i) // n for n in lengths] for i in range(4)]
+    assert [row["EpThisIter"] for row in rows] == [sum(counts) for counts in finished]
+    steps = np.cumsum([np.dot(counts, lengths) for counts in finished])
+    assert [row["TimestepsSoFar"] for row in rows] == steps.tolist()
+    timed = {"TimeElapsed", "TimestepsPerSec"}
+    for row, row_again in zip(rows, again[0][1], strict=True):
+        np.testing.assert_equal(
+            {key: row[key] for key in row.keys() - timed},
+            {key: row_again[key] for key in row.keys() - timed},
+        )
+
+
+def disagree_on_rank(comm):
+    messages = []
+    factor = 1 + comm.Get_rank()
+    for change in ({"optim_batchsize": 8 * factor}, {"optim_epochs": 2 * factor}):
+        try:
+            run(comm=comm, max_iters=2, **change)
+        except ValueError as error:
+            messages.append(str(error))
+    run(comm=comm, max_seconds=0.2)  # each rank's clock would end it at another iteration
+    return messages
+
+
+@pytest.mark.mpi
+def test_ranks_with_different_numbers_of_updates_are_told_and_clocks_do_not_part_them():
+    for messages in on_ranks(2, disagree_on_rank):
+        assert "got [8, 4] updates an iteration on ranks 0 to 1" in messages[0]
+        assert "got [8, 16] updates an iteration on ranks 0 to 1" in messages[1]
