@@ -14,14 +14,13 @@ import argparse
 from collections.abc import Sequence
 
 import gymnasium as gym
-import torch
 from mpi4py import MPI
 
-from common import cmd_util, logger
+from common import cmd_util
 from common.atari_wrappers import FrameStack, make_atari, wrap_deepmind
 from common.misc_util import set_global_seeds
 from common.monitor import Monitor
-from common.mpi_util import abort_job_on_error, offset_seed
+from common.mpi_util import offset_seed
 from ppo1 import pposgd_simple
 from ppo1.cnn_policy import CnnPolicy
 
@@ -53,15 +52,14 @@ PRESETS = {
 def arg_parser() -> cmd_util.ArgumentParser:
     """Return the parser of this script's flags."""
     parser = cmd_util.atari_arg_parser()
-    cmd_util.add_ppo_flags(parser)
-    atari = parser.add_argument_group("Atari")
-    atari.add_argument("--kind", choices=["small", "large"], help="network: A3C's or Nature DQN's")
-    atari.add_argument("--frame-stack", type=cmd_util.whole_number, metavar="N",
-                       help="frames an observation holds")  # fmt: skip
+    cmd_util.add_ppo_flags(parser, PRESETS)
+    atari = parser.add_argument_group("game and network")
+    atari.add_argument("--frame-stack", type=cmd_util.positive_whole_number, metavar="N",
+                       help="frames of an observation")  # fmt: skip
     atari.add_argument("--clip-rewards", action=argparse.BooleanOptionalAction,
                        help="learn from the rewards' signs")  # fmt: skip
-    atari.add_argument("--timesteps-factor", type=float, metavar="X",
-                       help="train for, and anneal over, X times --num-timesteps")  # fmt: skip
+    atari.add_argument("--kind", choices=["small", "large"], metavar="K",
+                       help="small or large, A3C's or Nature DQN's")  # fmt: skip
     return parser
 
 
@@ -79,30 +77,25 @@ def make_env(args: argparse.Namespace, seed: int | None) -> gym.Env:
     return env
 
 
+def make_policy(
+    args: argparse.Namespace, name: str, ob_space: gym.Space, ac_space: gym.Space
+) -> CnnPolicy:
+    """Return a policy with fresh weights."""
+    return CnnPolicy(name, ob_space, ac_space, kind=args.kind)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line `argv` says; None is the process's own."""
-    with abort_job_on_error():
-        torch.set_num_threads(1)
-        parser = arg_parser()
-        args = cmd_util.parse_args(parser, PRESETS, argv)
-        hyperparameters = {name: getattr(args, name) for name in pposgd_simple.HYPERPARAMETERS}
-
-        def policy_fn(name: str, ob_space: gym.Space, ac_space: gym.Space) -> CnnPolicy:
-            return CnnPolicy(name, ob_space, ac_space, kind=args.kind)
-
-        def check() -> None:
-            pposgd_simple.check_hyperparameters(hyperparameters)
-            args.env = cmd_util.resolve_env_id(args.env)
-            env = make_env(args, seed=None)
-            policy_fn("probe", env.observation_space, env.action_space)
-            env.close()
-
-        cmd_util.check_run(parser, check)
-        cmd_util.begin_run(parser, args, title="ppo1")
-        env = make_env(args, args.seed)
-        pposgd_simple.learn(env, policy_fn, **hyperparameters)
-        env.close()
-        logger.log(f"Logged to {logger.get_dir()}")
+    cmd_util.run(
+        arg_parser(),
+        PRESETS,
+        argv,
+        title="ppo1",
+        resolve_id=cmd_util.resolve_game_id,
+        make_env=make_env,
+        make_policy=make_policy,
+        algorithm=pposgd_simple,
+    )
 
 
 if __name__ == "__main__":

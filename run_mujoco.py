@@ -14,11 +14,10 @@ import argparse
 from collections.abc import Sequence
 
 import gymnasium as gym
-import torch
 from mpi4py import MPI
 
-from common import cmd_util, logger
-from common.mpi_util import abort_job_on_error, offset_seed
+from common import cmd_util
+from common.mpi_util import offset_seed
 from ppo1 import pposgd_simple
 from ppo1.mlp_policy import MlpPolicy
 
@@ -50,12 +49,11 @@ PRESETS = {
 def arg_parser() -> cmd_util.ArgumentParser:
     """Return the parser of this script's flags."""
     parser = cmd_util.mujoco_arg_parser()
-    cmd_util.add_ppo_flags(parser)
+    cmd_util.add_ppo_flags(parser, PRESETS)
     network = parser.add_argument_group("network")
-    network.add_argument(
-        "--hid-size", type=cmd_util.whole_number, metavar="N", help="units a layer"
-    )
-    network.add_argument("--num-hid-layers", type=cmd_util.whole_number, metavar="N",
+    network.add_argument("--hid-size", type=cmd_util.positive_whole_number, metavar="N",
+                         help="units of a layer")  # fmt: skip
+    network.add_argument("--num-hid-layers", type=cmd_util.positive_whole_number, metavar="N",
                          help="hidden layers")  # fmt: skip
     return parser
 
@@ -70,33 +68,27 @@ def make_env(args: argparse.Namespace, seed: int | None) -> gym.Env:
     return cmd_util.make_mujoco_env(args.env, seed, args.reward_scale)
 
 
+def make_policy(
+    args: argparse.Namespace, name: str, ob_space: gym.Space, ac_space: gym.Space
+) -> MlpPolicy:
+    """Return a policy with fresh weights."""
+    return MlpPolicy(
+        name, ob_space, ac_space, hid_size=args.hid_size, num_hid_layers=args.num_hid_layers
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line `argv` says; None is the process's own."""
-    with abort_job_on_error():
-        torch.set_num_threads(1)
-        parser = arg_parser()
-        args = cmd_util.parse_args(parser, PRESETS, argv)
-        hyperparameters = {name: getattr(args, name) for name in pposgd_simple.HYPERPARAMETERS}
-
-        def policy_fn(name: str, ob_space: gym.Space, ac_space: gym.Space) -> MlpPolicy:
-            return MlpPolicy(
-                name, ob_space, ac_space,
-                hid_size=args.hid_size, num_hid_layers=args.num_hid_layers,
-            )  # fmt: skip
-
-        def check() -> None:
-            pposgd_simple.check_hyperparameters(hyperparameters)
-            args.env = cmd_util.resolve_env_id(args.env)
-            env = make_env(args, seed=None)
-            policy_fn("probe", env.observation_space, env.action_space)
-            env.close()
-
-        cmd_util.check_run(parser, check)
-        cmd_util.begin_run(parser, args, title="ppo1")
-        env = make_env(args, args.seed)
-        pposgd_simple.learn(env, policy_fn, **hyperparameters)
-        env.close()
-        logger.log(f"Logged to {logger.get_dir()}")
+    cmd_util.run(
+        arg_parser(),
+        PRESETS,
+        argv,
+        title="ppo1",
+        resolve_id=cmd_util.resolve_env_id,
+        make_env=make_env,
+        make_policy=make_policy,
+        algorithm=pposgd_simple,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Command lines, environments by name, and the start of a run: what both scripts share.
+"""Command lines, environments by name, and the run itself: what both scripts share.
 
 Source: baselines/common/cmd_util.py @ ea25b9e.
 Differs: presets; every rank's environment has a seed of its own; the run's folder holds the
@@ -6,10 +6,14 @@ configuration beside the logs; a bad value ends all ranks with one message and e
 """
 
 import argparse
+import contextlib
 import difflib
+import functools
 import importlib
 import importlib.metadata
+import io
 import json
+import math
 import os
 import platform
 import re
@@ -17,47 +21,82 @@ import secrets
 import subprocess
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import gymnasium as gym
+import torch
 from mpi4py import MPI
 
 from common import logger
 from common.misc_util import set_global_seeds
 from common.monitor import Monitor
-from common.mpi_util import agree, offset_seed
+from common.mpi_util import abort_job_on_error, agree, offset_seed
 
 LOG_FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
+LIMITS = ("num_timesteps", "max_episodes", "max_iters", "max_seconds")
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "gymnasium-robotics", "mpi4py")
 
-# MuJoCo environments whose -v1 to -v3 Gymnasium no longer has, and what stands in for them. The
-# -v4 have the dynamics of -v2 on today's MuJoCo; Pusher-v4 alone needs a MuJoCo below 3.
-MUJOCO_VERSIONS = {
+# Environments whose old versions, -v1 to -v3, no longer run, and what stands in for them. The -v4
+# have the dynamics of -v2 on today's MuJoCo; Pusher-v4 alone needs a MuJoCo below 3.
+STAND_INS = {
     **dict.fromkeys(
         ["Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
-         "InvertedPendulum", "Reacher", "Swimmer", "Walker2d"],
+         "InvertedPendulum", "Reacher", "Swimmer", "Walker2d", "FetchReach", "FetchPush",
+         "FetchSlide", "FetchPickAndPlace"],
         "v4",
     ),
     "Pusher": "v5",
 }  # fmt: skip
 
-# What provides an environment that Gymnasium does not know by itself: the start of its name, the
-# module that registers it, and what to install.
-PROVIDERS = [
-    (re.compile(r"Fetch|Hand|AntMaze|PointMaze|FrankaKitchen|Adroit"),
-     "gymnasium_robotics", "gymnasium-robotics"),
-    (re.compile(r"ALE/|.*NoFrameskip-"), "ale_py", "ale-py"),
-]  # fmt: skip
+# What provides an environment that Gymnasium does not know by itself: the start of its name, and
+# the module that registers it.
+PROVIDERS = {
+    "gymnasium_robotics": re.compile(r"Fetch|Hand|AntMaze|PointMaze|FrankaKitchen|Adroit"),
+    "ale_py": re.compile(r"ALE/|.*NoFrameskip-"),
+}
+
+# What to install for a module, where that has another name.
+INSTALL = {
+    "ale_py": "ale-py",
+    "cv2": "opencv-python-headless",
+    "gymnasium_robotics": "gymnasium-robotics",
+}
 
 
 # ---- Command lines ------------------------------------------------------------------------------
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """One line a flag on most terminals, its default in parentheses where it has one."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, max_help_position=32, **kwargs)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        hidden = any(action.default is value for value in (None, False, argparse.SUPPRESS))
+        return action.help if hidden else f"{action.help} (%(default)s)"
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """Takes `--num_timesteps` for `--num-timesteps`, and speaks on rank 0 alone."""
+    """Takes `--num_timesteps` for `--num-timesteps`, no abbreviations, and speaks on rank 0 alone.
+
+    An abbreviation that is clear today may mean another flag once there are more of them.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the arguments; an unknown flag is an error that suggests near names."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            near = near_names(unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(near)}")
+        return parsed
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, with underscores in the names of flags read as hyphens."""
@@ -78,20 +117,56 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
+def near_names(word: str, names: Iterable[str]) -> list[str]:
+    """Return up to three names like `word`, the most like first; case does not count."""
+    by_lower_case = {name.lower(): name for name in names}
+    word = word.lower()
+    if word in by_lower_case:
+        return [by_lower_case[word]]
+    for cutoff in (0.8, 0.6):  # the remotely like only where none is nearer
+        near = difflib.get_close_matches(word, by_lower_case, n=3, cutoff=cutoff)
+        if near:
+            return [by_lower_case[name] for name in near]
+    return []
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """Return the end of an error message that suggests `names`, "" if there are none."""
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
 def whole_number(text: str) -> int:
     """Return an integer from its text, which may be a float's, such as 1e6."""
-    value = float(text)
-    if not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(value)
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError, OverflowError):  # of NaN, and of infinity
+        if int(float(text)) == float(text):
+            return int(float(text))
+    raise argparse.ArgumentTypeError(f"need a whole number, got {text!r}")
+
+
+def positive_whole_number(text: str) -> int:
+    """Return an integer above 0 from its text, which may be a float's."""
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        if whole_number(text) > 0:
+            return whole_number(text)
+    raise argparse.ArgumentTypeError(f"need a whole number above 0, got {text!r}")
+
+
+def positive_number(text: str) -> float:
+    """Return a finite number above 0 from its text."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"need a number above 0, got {text!r}")
 
 
 def seed_number(text: str) -> int:
     """Return a seed from its text: an integer from 0 to 2**32 - 1."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"a seed must be from 0 to {2**32 - 1}, got {text}")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 <= int(text) < 2**32:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"need a whole number from 0 to {2**32 - 1}, got {text!r}")
 
 
 def log_formats(text: str) -> list[str]:
@@ -105,61 +180,75 @@ def log_formats(text: str) -> list[str]:
     return formats
 
 
-def _arg_parser(*, env: str, num_timesteps: float) -> ArgumentParser:
+def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
+    """Return a parser, and its group of flags that say what to run."""
     parser = ArgumentParser(
         usage="[mpirun -np RANKS] python %(prog)s [--flag value ...]",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
+        add_help=False,
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--env", "--env-id", default=env, metavar="ID", help="environment id")
+    run.add_argument("-h", "--help", action="help", help="show this and exit")
+    run.add_argument("--env", "--env-id", default=env, metavar="ID", help="id, or package:id")
     run.add_argument("--seed", type=seed_number, metavar="N", help="drawn and printed if not given")
-    run.add_argument("--num-timesteps", type=float, default=num_timesteps, metavar="N",
-                     help="steps of completed episodes, over all ranks, to train for")  # fmt: skip
-    run.add_argument("--log-path", metavar="DIR", help="the run's folder (default: runs/...)")
-    run.add_argument("--log-format", type=log_formats, metavar="F,F",
-                     help=f"some of {','.join(LOG_FORMATS)} (default: stdout,log,csv)")  # fmt: skip
-    return parser
+    run.add_argument("--num-timesteps", type=positive_whole_number, default=num_timesteps,
+                     metavar="N", help="end after N steps over all ranks")  # fmt: skip
+    run.add_argument("--max-episodes", type=positive_whole_number, metavar="N",
+                     help="end after N episodes over all ranks instead")  # fmt: skip
+    run.add_argument("--max-iters", type=positive_whole_number, metavar="N",
+                     help="end after N iterations instead")  # fmt: skip
+    run.add_argument("--max-seconds", type=positive_number, metavar="X",
+                     help="end after X seconds instead")  # fmt: skip
+    run.add_argument("--log-path", metavar="DIR", default=os.environ.get("OPENAI_LOGDIR"),
+                     help="folder for all logs; new in runs/ if not given")  # fmt: skip
+    formats = os.environ.get("OPENAI_LOG_FORMAT", "stdout,log,csv")
+    run.add_argument("--log-format", type=log_formats, default=formats, metavar="F,F",
+                     help=f"some of {','.join(LOG_FORMATS)}")  # fmt: skip
+    return parser, run
 
 
 def mujoco_arg_parser() -> ArgumentParser:
-    """Return a parser of --env --seed --num-timesteps --reward-scale --log-path --log-format."""
-    parser = _arg_parser(env="Reacher-v4", num_timesteps=1e6)
-    parser.add_argument("--reward-scale", type=float, default=1.0, metavar="X",
-                        help="multiplies the rewards that the learner sees")  # fmt: skip
+    """Return a parser of --env, --seed, --reward-scale, the limits of a run, and its logs."""
+    parser, run = _arg_parser(env="Reacher-v4", num_timesteps=1_000_000)
+    run.add_argument("--reward-scale", type=positive_number, default=1.0, metavar="X",
+                     help="factor on the rewards learned from")  # fmt: skip
     return parser
 
 
 def atari_arg_parser() -> ArgumentParser:
-    """Return a parser of --env --seed --num-timesteps --log-path --log-format."""
-    return _arg_parser(env="PongNoFrameskip-v4", num_timesteps=1e7)
+    """Return a parser of --env, --seed, --timesteps-factor, the limits of a run, and its logs."""
+    parser, run = _arg_parser(env="PongNoFrameskip-v4", num_timesteps=10_000_000)
+    run.add_argument("--timesteps-factor", type=positive_number, default=1.1, metavar="X",
+                     help="factor on --num-timesteps")  # fmt: skip
+    return parser
 
 
-def add_ppo_flags(parser: ArgumentParser) -> None:
-    """Add a flag for each hyperparameter of `learn`, and the limits other than --num-timesteps."""
+def add_ppo_flags(parser: ArgumentParser, presets: Iterable[str]) -> None:
+    """Add --preset, of which the first is the default, and a flag for each setting of `learn`."""
     ppo = parser.add_argument_group("algorithm")
+    names = list(presets)
+    ppo.add_argument("--preset", choices=names, default=names[0], metavar="NAME",
+                     help=f"{', '.join(names[:-1])} or {names[-1]}")  # fmt: skip
     for name, text in [
         ("timesteps-per-actorbatch", "steps of a rank's segment"),
-        ("optim-batchsize", "minibatch of a rank; 0: the whole segment"),
+        ("optim-batchsize", "a rank's minibatch; 0: the segment"),
         ("optim-epochs", "passes over a segment"),
     ]:
         ppo.add_argument(f"--{name}", type=whole_number, metavar="N", help=text)
     for name, text in [
         ("optim-stepsize", "Adam's learning rate"),
         ("adam-epsilon", "Adam's epsilon"),
-        ("clip-param", "clip range of the probability ratio"),
+        ("clip-param", "clip range of the ratio"),
         ("entcoeff", "weight of the entropy bonus"),
         ("gamma", "discount"),
         ("lam", "GAE's lambda"),
     ]:
         ppo.add_argument(f"--{name}", type=float, metavar="X", help=text)
     for name, text in [("schedule", "learning rate"), ("clip-schedule", "clip range")]:
-        ppo.add_argument(f"--{name}", choices=["constant", "linear"], help=f"of the {text}")
+        ppo.add_argument(f"--{name}", choices=["constant", "linear"], metavar="S",
+                         help=f"{text}: constant or linear")  # fmt: skip
     ppo.add_argument("--bootstrap-truncated", action="store_true",
-                     help="value the state behind a time limit, which otherwise is an end")  # fmt: skip
-    for name in ("iters", "episodes"):
-        ppo.add_argument(f"--max-{name}", type=whole_number, metavar="N",
-                         help=f"end after N {name} instead of --num-timesteps")  # fmt: skip
-    ppo.add_argument("--max-seconds", type=float, metavar="X", help="likewise after X seconds")
+                     help="a time limit is not an episode's end")  # fmt: skip
     parser.set_defaults(adam_epsilon=1e-5)
 
 
@@ -168,62 +257,138 @@ def parse_args(
     presets: Mapping[str, Mapping[str, Any]],
     argv: Sequence[str] | None = None,
 ) -> argparse.Namespace:
-    """Return the arguments, those not given taken from the preset; the first preset is the default.
+    """Return rank 0's arguments, those not given taken from the preset.
 
-    `num_timesteps` is 0 where another limit was given instead of it. `max_timesteps`, the limit that
-    `learn` takes, is `num_timesteps` times the preset's factor.
+    `max_timesteps`, the limit that `learn` takes, is `num_timesteps` times `timesteps_factor`,
+    where there is one. Of the four limits, those not in force are 0.
+
+    Collective: every rank must call it; a bad command line raises SystemExit on all of them.
     """
-    parser.add_argument("--preset", choices=list(presets), default=next(iter(presets)),
-                        help="the hyperparameters to start from; a flag beats it")  # fmt: skip
-    wants_help = {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv)
-    preset = parser.get_default("preset") if wants_help else parser.parse_args(argv).preset
+    comm = MPI.COMM_WORLD
+    outcome: Any = None
+    if comm.Get_rank() == 0:
+        try:
+            outcome = _parse_args(parser, presets, argv)
+        except SystemExit as leave:
+            outcome = leave.code
+    outcome = comm.bcast(outcome)
+    if not isinstance(outcome, argparse.Namespace):
+        sys.exit(outcome)
+    return outcome
+
+
+def _parse_args(
+    parser: ArgumentParser,
+    presets: Mapping[str, Mapping[str, Any]],
+    argv: Sequence[str] | None,
+) -> argparse.Namespace:
+    # The preset decides the defaults, those that --help shows too, so it must be known first.
+    first = ArgumentParser(prog=parser.prog, add_help=False)
+    first.add_argument("--preset", choices=list(presets), default=parser.get_default("preset"))
+    preset = first.parse_known_args(argv)[0].preset
     parser.set_defaults(**presets[preset])
-    default_timesteps = parser.get_default("num_timesteps")
-    if not wants_help:
-        parser.set_defaults(num_timesteps=None)
+    parser.description = f"In parentheses: what holds if not given, here with --preset {preset}."
+    num_timesteps = int(parser.get_default("num_timesteps"))
+    parser.set_defaults(num_timesteps=num_timesteps)
+    if not {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
+        parser.set_defaults(num_timesteps=None)  # to tell whether it is given
     args = parser.parse_args(argv)
-    if args.num_timesteps is None:
-        other_limit = args.max_iters or args.max_episodes or args.max_seconds
-        args.num_timesteps = 0 if other_limit else default_timesteps
-    args.max_timesteps = int(args.num_timesteps * getattr(args, "timesteps_factor", 1.0))
+    limits = [flag(name) for name in LIMITS if getattr(args, name) is not None]
+    if len(limits) > 1:
+        parser.error(f"give one limit, not both {' and '.join(limits)}")
+    if not limits:
+        args.num_timesteps = num_timesteps
+    elif args.num_timesteps is None:
+        schedules = ("schedule", "clip_schedule")
+        annealed = [flag(name) for name in schedules if getattr(args, name, None) == "linear"]
+        if annealed:
+            remedy = " ".join(f"{name} constant" for name in annealed)
+            parser.error(
+                f"with {limits[0]}, a linear schedule has no --num-timesteps to anneal over: "
+                f"add {remedy}"
+            )
+    for name in LIMITS:
+        setattr(args, name, getattr(args, name) or 0)
+    args.max_timesteps = int(args.num_timesteps * getattr(args, "timesteps_factor", 1))
     return args
+
+
+def flag(name: str) -> str:
+    """Return the flag that sets an argument."""
+    return "--" + name.replace("_", "-")
 
 
 # ---- Environments -------------------------------------------------------------------------------
 
 
 def resolve_env_id(env_id: str) -> str:
-    """Return the id to make: an old MuJoCo version's stand-in, or `env_id` itself.
+    """Return the id to make: an old version's stand-in, or `env_id` itself.
 
     Imports the package of `package:Id-v0`, and those known to provide the environment.
 
     Raises:
         ValueError: for an unknown id, with near names, or naming the package to install.
     """
-    module, colon, name = env_id.rpartition(":")
-    packages = [(module, module)] if colon else []
-    packages += [(mod, package) for pattern, mod, package in PROVIDERS if pattern.match(name)]
-    for module, package in packages:
-        try:
-            provider = importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(
-                f"environment {env_id!r} needs a package that cannot be imported ({error}): "
-                f"pip install {package}"
-            ) from error
-        gym.register_envs(provider)
+    package, name = _import_package(env_id)
+    for module, pattern in PROVIDERS.items():
+        if pattern.match(name):
+            _import_provider(module, env_id)
     family, _, version = name.rpartition("-")
-    if family in MUJOCO_VERSIONS and version in ("v1", "v2", "v3"):
-        name = f"{family}-{MUJOCO_VERSIONS[family]}"
-        logger.log(f"{env_id} is no longer in Gymnasium: running {name}")
+    if family.removesuffix("Dense") in STAND_INS and version in ("v1", "v2", "v3"):
+        name = f"{family}-{STAND_INS[family.removesuffix('Dense')]}"
+        logger.log(f"{env_id} no longer runs: taking {name} instead")
     if name not in gym.registry:
-        near = difflib.get_close_matches(name, gym.registry, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"unknown environment {env_id!r}{hint}")
-    return name
+        for module in PROVIDERS:  # for their names
+            with contextlib.suppress(ValueError):
+                _import_provider(module, env_id)
+        old = {f"{family}-{version}" for family in STAND_INS for version in ("v1", "v2", "v3")}
+        near = near_names(name, gym.registry.keys() - old)
+        raise ValueError(f"unknown environment {env_id!r}{did_you_mean(near)}")
+    return package + name
 
 
-def make_env(env_id: str) -> gym.Env:
+def resolve_game_id(env_id: str) -> str:
+    """Return `env_id`, of an Atari game that shows each of its frames as an image.
+
+    Raises:
+        ValueError: for any other id, with near names, or naming the package to install.
+    """
+    package, name = _import_package(env_id)
+    _import_provider("ale_py", env_id)
+    if name in gym.registry and "NoFrameskip-" in name and "-ram" not in name:
+        return env_id
+    game = re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?(-v\d+)?$", "", name)
+    suffix = "NoFrameskip-v4"
+    games = [known.removesuffix(suffix) for known in gym.registry if known.endswith(suffix)]
+    near = [known + suffix for known in near_names(game, games) if not known.endswith("-ram")]
+    raise ValueError(
+        f"environment {env_id!r} does not fit: need an Atari game whose id has NoFrameskip, "
+        f"since frames are skipped by a wrapper{did_you_mean(near)}"
+    )
+
+
+def _import_package(env_id: str) -> tuple[str, str]:
+    """Return "package:" and "Id-v0" of `package:Id-v0`, the package imported; or "" and the id."""
+    package, colon, name = env_id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(package)
+        except Exception as error:
+            raise ValueError(f"environment {env_id!r}: {describe(error)}") from error
+    return package + colon, name
+
+
+def _import_provider(module: str, env_id: str) -> None:
+    """Have `module` register its environments, without the news that it prints."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gym.register_envs(importlib.import_module(module))
+    except Exception as error:
+        raise ValueError(f"environment {env_id!r}: {describe(error)}") from error
+
+
+def make_plain_env(env_id: str) -> gym.Env:
     """Return the environment without Gymnasium's checkers, which cost time at every step.
 
     Raises:
@@ -243,15 +408,25 @@ def make_mujoco_env(env_id: str, seed: int | None, reward_scale: float = 1.0) ->
     """Return this rank's environment, monitored, and seed all generators of this rank.
 
     Args:
-        env_id: of a MuJoCo environment, or any whose observations are vectors.
+        env_id: of a MuJoCo environment, or any other; observations that are no Box (Dict, Tuple,
+            Discrete) come as the vectors that `gymnasium.spaces.flatten` makes of them.
         seed: the job's; this rank's is seed + 1000 * rank. None seeds nothing.
         reward_scale: multiplies the rewards outside the monitor, whose files keep the raw ones.
 
     Differs: baselines gives every rank's environment the same seed.
+
+    Raises:
+        ValueError: as `make_plain_env`, and for observations that cannot be made vectors.
     """
     rank = MPI.COMM_WORLD.Get_rank()
     seed = offset_seed(seed, rank=rank, stride=1000)
-    env = _seed_and_monitor(make_env(env_id), seed, rank, info_keywords=())
+    env = make_plain_env(env_id)
+    space = env.observation_space
+    if not isinstance(space, gym.spaces.Box):
+        if not space.is_np_flattenable:
+            raise ValueError(f"unsupported observation space {space}: it has no fixed size")
+        env = gym.wrappers.FlattenObservation(env)
+    env = _seed_and_monitor(env, seed, rank, info_keywords=())
     if reward_scale != 1.0:
         env = gym.wrappers.TransformReward(env, lambda reward: reward_scale * float(reward))
     return env
@@ -264,9 +439,19 @@ def make_robotics_env(env_id: str, seed: int | None, rank: int = 0) -> gym.Env:
         env_id: of a goal environment, such as FetchReach-v4.
         seed: this rank's own, to which nothing is added.
         rank: names the monitor's file, which has a column `is_success`.
+
+    Raises:
+        ValueError: as `make_plain_env`, and for an environment without goals.
     """
-    goal_env = gym.wrappers.FilterObservation(make_env(env_id), ["observation", "desired_goal"])
-    env = gym.wrappers.FlattenObservation(goal_env)
+    env = make_plain_env(env_id)
+    keys = ["observation", "desired_goal"]
+    space = env.observation_space
+    if not (isinstance(space, gym.spaces.Dict) and set(keys) <= set(space)):
+        raise ValueError(
+            f"environment {env_id!r} has no goals: need observations with the keys "
+            f"{' and '.join(map(repr, keys))}, got {space}"
+        )
+    env = gym.wrappers.FlattenObservation(gym.wrappers.FilterObservation(env, keys))
     return _seed_and_monitor(env, seed, rank, info_keywords=("is_success",))
 
 
@@ -285,7 +470,85 @@ def monitor_path(rank: int) -> str | None:
     return os.path.join(folder, str(rank)) if folder else None
 
 
-# ---- The start of a run -------------------------------------------------------------------------
+# ---- The run ------------------------------------------------------------------------------------
+
+
+class Algorithm(Protocol):
+    """What `run` asks of a module that learns."""
+
+    @property
+    def HYPERPARAMETERS(self) -> tuple[str, ...]:
+        """Names of the arguments that `learn` takes as keywords."""
+
+    @property
+    def check_hyperparameters(self) -> Callable[[dict[str, Any]], None]:
+        """Raises ValueError naming one that is out of its range."""
+
+    @property
+    def learn(self) -> Callable[..., Any]:
+        """Called as learn(env, policy_fn, **hyperparameters)."""
+
+
+def run(
+    parser: ArgumentParser,
+    presets: Mapping[str, Mapping[str, Any]],
+    argv: Sequence[str] | None,
+    *,
+    title: str,
+    resolve_id: Callable[[str], str],
+    make_env: Callable[[argparse.Namespace, int | None], gym.Env],
+    make_policy: Callable[[argparse.Namespace, str, gym.Space, gym.Space], Any],
+    algorithm: Algorithm,
+) -> None:
+    """Train as the command line says, from its first check to the last line of the log.
+
+    Nothing is written before all checks have passed on all ranks. From then on, an exception on
+    one rank ends the whole job.
+
+    Args:
+        parser: of all flags.
+        presets: arguments by preset.
+        argv: the command line; None is the process's own.
+        title: of the run, for its folder's name.
+        resolve_id: returns the environment id to make; raises ValueError for a bad one.
+        make_env: returns this rank's environment, and seeds this rank by the job's seed; None
+            seeds nothing.
+        make_policy: returns a policy of the given name for two spaces; raises ValueError for
+            spaces that it cannot handle.
+        algorithm: the module that learns, an `Algorithm`.
+
+    Collective: every rank must call it.
+
+    Raises:
+        SystemExit: exit code 2, on all ranks, for a bad command line.
+    """
+    with abort_job_on_error():
+        torch.set_num_threads(1)
+        logger.reset()  # an earlier run in this process may have failed
+        args = parse_args(parser, presets, argv)
+        hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}
+        policy_fn = functools.partial(make_policy, args)
+
+        def check() -> None:
+            try:
+                algorithm.check_hyperparameters(hyperparameters)
+            except ValueError as error:
+                names = re.compile(rf"\b({'|'.join(hyperparameters)})\b")
+                raise ValueError(names.sub(lambda m: flag(m[0]), str(error))) from error
+            args.env = resolve_id(args.env)
+            env = make_env(args, None)
+            policy_fn("probe", env.observation_space, env.action_space)
+            env.close()
+            if "tensorboard" in args.log_format:
+                importlib.import_module("tensorboard")
+
+        check_run(parser, check)
+        begin_run(parser, args, title=title)
+        env = make_env(args, args.seed)
+        algorithm.learn(env, policy_fn, **hyperparameters)
+        env.close()
+        logger.log(f"Logged to {logger.get_dir()}")
+        logger.reset()
 
 
 def check_run(parser: ArgumentParser, check: Callable[[], object]) -> None:
@@ -293,45 +556,78 @@ def check_run(parser: ArgumentParser, check: Callable[[], object]) -> None:
 
     Collective: every rank must call it.
     """
-    message = agree(check)
+    message = agree(check, describe=describe)
     if message is not None:
-        parser.error(message)
+        try:
+            parser.error(message)
+        finally:
+            # A launcher may end the job when the first rank leaves: rank 0 speaks before that.
+            MPI.COMM_WORLD.Barrier()
+
+
+def describe(error: Exception) -> str:
+    """Return an exception as one line for the user, with the remedy or the place if known."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        module = error.name.partition(".")[0]
+        text = f"module {error.name!r} is missing: pip install {INSTALL.get(module, module)}"
+    elif isinstance(error, OSError) and error.filename:
+        text = f"{error.strerror}: {error.filename!r}"
+    elif isinstance(error, ValueError | gym.error.Error):
+        text = str(error)
+    else:  # somebody's bug, whose traceback is not shown
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+    return " ".join(text.split())
 
 
 def begin_run(parser: ArgumentParser, args: argparse.Namespace, *, title: str) -> None:
-    """Fill `args.seed` if it is None, open the logs, write config.json, print what runs where.
+    """Fill `args.seed` and `args.log_path` if not given, open the logs, say what runs where.
 
     Collective: every rank must call it.
     """
     comm = MPI.COMM_WORLD
-    rank = comm.Get_rank()
     if args.seed is None:
-        args.seed = comm.bcast(secrets.randbelow(2**31))
-    folder = args.log_path or os.environ.get("OPENAI_LOGDIR")
-    if folder is None:
-        name = (
-            f"{args.env.replace('/', '-')}__{title}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-        )
-        folder = comm.bcast(os.path.join("runs", name))
-    formats = args.log_format if rank == 0 else None
-    check_run(parser, lambda: logger.configure(folder, formats))
-    versions = package_versions()
-    config = {
+        args.seed = secrets.randbelow(2**31)
+    if not args.log_path:
+        args.log_path = new_folder(args, title)
+    args.seed, args.log_path = comm.bcast((args.seed, args.log_path))  # rank 0's count
+    is_root = comm.Get_rank() == 0
+
+    def open_logs() -> None:
+        logger.configure(args.log_path, args.log_format if is_root else None)
+        if is_root:
+            text = json.dumps(run_config(args), indent=2) + "\n"
+            Path(str(logger.get_dir()), "config.json").write_text(text, encoding="utf-8")
+
+    check_run(parser, open_logs)
+    ranks = f"{comm.Get_size()} rank{'s' if comm.Get_size() > 1 else ''}"
+    logger.log(f"{title} on {args.env}, preset {args.preset}, {ranks}, seed {args.seed}")
+    logger.log(", ".join(f"{name} {version}" for name, version in package_versions().items()))
+
+
+def new_folder(args: argparse.Namespace, title: str) -> str:
+    """Return runs/<environment>__<title>__<seed>__<time>, with a number behind it if it exists."""
+    name = [re.sub("[/:]", "-", args.env), title, str(args.seed), time.strftime("%Y%m%d-%H%M%S")]
+    folder = base = os.path.join("runs", "__".join(name))
+    count = 1
+    while os.path.exists(folder):
+        count += 1
+        folder = f"{base}-{count}"
+    return folder
+
+
+def run_config(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what makes a run, for config.json: arguments, versions, ranks, and where it ran."""
+    return {
         "arguments": vars(args),
         "command": [sys.executable, *sys.argv],
-        "ranks": comm.Get_size(),
+        "ranks": MPI.COMM_WORLD.Get_size(),
         "hostname": platform.node(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": git_commit(),
-        "versions": versions,
+        "versions": package_versions(),
         "mpi": " ".join(MPI.Get_library_version().split("\n")[0].split()),
     }
-    if rank == 0:
-        path = Path(folder, "config.json")
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    ranks = f"{comm.Get_size()} rank{'s' if comm.Get_size() > 1 else ''}"
-    logger.log(f"{title} on {args.env}, {ranks}, seed {args.seed}")
-    logger.log(", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
 def package_versions() -> dict[str, str]:

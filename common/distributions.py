@@ -145,7 +145,10 @@ class DiagGaussianPdType(PdType):
         mean = flat[: self.size]
         if rng is None:
             return mean.copy()
-        return mean + np.exp(flat[self.size :]) * rng.standard_normal(self.size, dtype=np.float32)
+        ac = rng.standard_normal(self.size, dtype=np.float32)
+        ac *= np.exp(flat[self.size :])
+        ac += mean
+        return ac
 
 
 class CategoricalPd(Pd):

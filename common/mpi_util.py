@@ -28,11 +28,21 @@ def offset_seed(seed: int | None, *, rank: int, stride: int) -> int | None:
     return None if seed is None else (seed + stride * rank) % 2**32
 
 
-def agree(check: Callable[[], object], *, comm: MPI.Comm | None = None) -> str | None:
+def agree(
+    check: Callable[[], object],
+    *,
+    describe: Callable[[Exception], str] = str,
+    comm: MPI.Comm | None = None,
+) -> str | None:
     """Run `check` on every rank and return the first failure's message, the same on all ranks.
 
     A check that may fail on one rank alone (a missing package, a full disk) must not let that rank
     leave while the others walk into a collective. Returns None if the check passed everywhere.
+
+    Args:
+        check: fails by raising an Exception.
+        describe: turns that into a message; an empty one is replaced by the exception's type.
+        comm: the ranks; None is COMM_WORLD.
 
     Collective: every rank must call it.
     """
@@ -41,33 +51,49 @@ def agree(check: Callable[[], object], *, comm: MPI.Comm | None = None) -> str |
         check()
         message = None
     except Exception as error:
-        message = str(error) or type(error).__name__
-    failures = [(rank, m) for rank, m in enumerate(comm.allgather(message)) if m is not None]
+        message = describe(error) or type(error).__name__
+    messages = comm.allgather(message)
+    failures = [(rank, text) for rank, text in enumerate(messages) if text is not None]
     if not failures:
         return None
-    rank, message = failures[0]
-    alike = all(m == message for _, m in failures) and len(failures) == comm.Get_size()
-    return message if alike else f"rank {rank}: {message}"
+    rank, text = failures[0]
+    # Whose failure it is matters where it is not everybody's.
+    return text if messages == [text] * comm.Get_size() else f"rank {rank}: {text}"
+
+
+def wait_for_all(comm: MPI.Comm) -> None:
+    """Wait until all ranks are here, asleep: MPI's own barrier would take a core from the others.
+
+    Collective: every rank must call it.
+    """
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(0.02)
 
 
 @contextmanager
 def abort_job_on_error(comm: MPI.Comm | None = None) -> Iterator[None]:
-    """Turn an uncaught exception on one rank into the end of the whole job, exit code 1.
+    """Turn an uncaught exception on one of several ranks into the end of the whole job.
 
     Started as `mpirun python script.py`, the other ranks would wait in their next collective for
     ever when one rank raises. Inside this context the rank prints its traceback under its own
-    name and calls `Abort`. A `SystemExit` passes: leaving is then the caller's considered choice.
+    name and calls `Abort`: exit code 1, or 130 for a KeyboardInterrupt. A CollectiveError is
+    printed by rank 0 alone.
+
+    A `SystemExit` passes: leaving is then the caller's considered choice. So does every exception
+    of a job of one rank, where nobody waits.
     """
     comm = MPI.COMM_WORLD if comm is None else comm
     try:
         yield
-    except Exception as error:
-        rank, size = comm.Get_rank(), comm.Get_size()
-        if isinstance(error, CollectiveError) and rank != 0:
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if comm.Get_size() == 1:
+            raise
+        if isinstance(error, CollectiveError) and comm.Get_rank() != 0:
             time.sleep(2.0)  # rank 0 raises the same error: let it speak for all, then it aborts
-        else:
-            name = f"rank {rank} of {size}: " if size > 1 else ""
-            sys.stderr.write(f"{name}{traceback.format_exc()}")
+        sys.stderr.write(f"rank {comm.Get_rank()} of {comm.Get_size()}: {traceback.format_exc()}")
         sys.stdout.flush()
         sys.stderr.flush()
-        comm.Abort(1)
+        comm.Abort(130 if isinstance(error, KeyboardInterrupt) else 1)

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from common.distributions import DiagGaussianPdType
 from common.mpi_running_mean_std import RunningMeanStd
-from common.torch_util import normc
+from common.torch_util import flatten_parameters, normc
 from ppo1.policy import TorchPolicy
 
 OB_CLIP = 5.0
+
+# A layer for acting: kernel and bias as one matrix, its units, and the same units before a 1.
+Layer = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
 class MlpPolicy(TorchPolicy):
@@ -60,6 +63,12 @@ class MlpPolicy(TorchPolicy):
         self._add_tower("pol", [*sizes, policy_outputs], final_std=0.01)
         if self.fixed_var:
             self.register_parameter("pol/logstd", nn.Parameter(torch.zeros(1, policy_outputs)))
+        flatten_parameters(self.get_trainable_variables())
+        self._input = np.ones(sizes[0] + 1, np.float32)
+        self._normalized = self._input[:-1].reshape(self.ob_shape)
+        self._ob_high = np.full_like(self._normalized, OB_CLIP)
+        self._ob_low = -self._ob_high
+        self._anchor = [next(self.parameters())]  # a list, for a module would register it again
         self._views_at = 0
 
     def _add_tower(self, scope: str, sizes: list[int], final_std: float) -> None:
@@ -97,35 +106,47 @@ class MlpPolicy(TorchPolicy):
 
         A single observation through torch costs several times as much as the arithmetic.
         """
-        if self._views_at != next(self.parameters()).data_ptr():
+        if self._views_at != self._anchor[0].data_ptr():
             self._view_parameters()
-        mean, std = self.ob_rms.mean, self.ob_rms.std
-        x = (np.asarray(ob, dtype=np.float32) - mean) / std
-        x = np.minimum(np.maximum(x, -OB_CLIP), OB_CLIP).ravel()
+        if self._towers is None:
+            return super().act(stochastic, ob)
+        x = self._normalized
+        x[...] = ob
+        x -= self.ob_rms.mean
+        x /= self.ob_rms.std
+        np.minimum(x, self._ob_high, out=x)
+        np.maximum(x, self._ob_low, out=x)
         outputs = []
-        for hidden, (kernel, bias) in self._towers:
-            h = x
-            for w, b in hidden:
-                h = np.tanh(h @ w + b)
-            outputs.append(h @ kernel + bias)
+        for *hidden, (final, _, _) in self._towers:
+            h = self._input
+            for matrix, units, units_and_one in hidden:
+                np.dot(h, matrix, out=units)
+                np.tanh(units, out=units)
+                h = units_and_one
+            outputs.append(h.dot(final))
         vpred, flat = outputs
         if self.fixed_var:
             flat = np.concatenate([flat, self._logstd])
         return self.pdtype.draw(flat, self.rng if stochastic else None), vpred[0]
 
     def _view_parameters(self) -> None:
-        """Make NumPy views of the parameters, again whenever those have moved in memory."""
-        arrays = {name: p.detach().numpy() for name, p in self.named_parameters()}
+        """Make NumPy views of the parameters, again whenever those have moved in memory.
 
-        def layer(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-            return arrays[f"{name}/kernel"], arrays[f"{name}/bias"]
-
-        self._towers = [
-            (
-                [layer(f"{scope}/fc{i + 1}") for i in range(self.num_hid_layers)],
-                layer(f"{scope}/final"),
-            )
-            for scope in ("vf", "pol")
-        ]
-        self._logstd = arrays["pol/logstd"][0] if self.fixed_var else None
-        self._views_at = next(self.parameters()).data_ptr()
+        A bias follows its kernel in the flat vector, so the two are one matrix of a row more, and
+        a vector with a 1 at its end gets both in one product.
+        """
+        weights = self.weights
+        layers = [f"fc{i + 1}" for i in range(self.num_hid_layers)] + ["final"]
+        self._towers: list[list[Layer]] | None = [[], []]
+        for tower, scope in zip(self._towers, ("vf", "pol"), strict=True):
+            for layer in layers:
+                kernel, bias = weights[f"{scope}/{layer}/kernel"], weights[f"{scope}/{layer}/bias"]
+                if bias.data_ptr() != kernel.data_ptr() + kernel.nbytes:
+                    self._towers = None  # somebody has laid them out otherwise
+                    return
+                rows, columns = kernel.shape
+                matrix = kernel.detach().as_strided((rows + 1, columns), (columns, 1))
+                units_and_one = np.ones(columns + 1, np.float32)
+                tower.append((matrix.numpy(), units_and_one[:-1], units_and_one))
+        self._logstd = weights["pol/logstd"].detach()[0].numpy() if self.fixed_var else None
+        self._views_at = self._anchor[0].data_ptr()

@@ -9,6 +9,8 @@ import torch
 
 from common import logger
 
+torch.set_num_threads(1)  # as the scripts do
+
 GOLDEN = Path(__file__).with_name("golden")
 
 

@@ -1,10 +1,13 @@
 """Toy environments with known answers."""
 
+import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from mpi4py import MPI
 
 
 class Frame(NamedTuple):
@@ -109,3 +112,62 @@ class Countdown(gym.Env):
         self.steps += 1
         over = self.left == 0
         return ob, reward, over and not self.truncate, over and self.truncate, {}
+
+
+# ---- By id, for command lines: tests.envs:toy/raises-v0 -----------------------------------------
+
+
+def _raise(ob: Any, reward: float) -> Any:
+    raise RuntimeError("the robot fell off the table")
+
+
+FAULTS = {
+    "raises": _raise,
+    "nan-reward": lambda ob, reward: (ob, np.nan),
+    "nan-observation": lambda ob, reward: (ob * np.nan, reward),
+    "wrong-shape": lambda ob, reward: (np.zeros(2), reward),
+    "huge-reward": lambda ob, reward: (ob, 1e38),  # finite, unlike the loss that it leads to
+}
+
+
+def make_faulty(fault: str) -> gym.Env:
+    """Return a Countdown that goes wrong in its 100th step on the last rank.
+
+    The file `fault` in the working directory then tells the time.
+    """
+
+    def go_wrong(ob: Any, reward: float) -> Any:
+        Path("fault").write_text(str(time.time()))
+        return FAULTS[fault](ob, reward)
+
+    is_last = MPI.COMM_WORLD.Get_rank() == MPI.COMM_WORLD.Get_size() - 1
+    return Countdown(10, faults={99: go_wrong} if is_last else None)
+
+
+def make_with_spaces(**given: gym.Space) -> gym.Env:
+    """Return an environment that has these spaces, and starts from a sample."""
+    env = Countdown(10)
+    for name, space in given.items():
+        setattr(env, name, space)
+    env.reset = lambda **kwargs: (env.observation_space.sample(), {})  # type: ignore[method-assign]
+    return env
+
+
+def make_buggy() -> gym.Env:
+    raise KeyError("gravity")
+
+
+for _fault in FAULTS:
+    gym.register(f"toy/{_fault}-v0", entry_point=make_faulty, kwargs={"fault": _fault})
+gym.register("toy/buggy-v0", entry_point=make_buggy)
+for _name, _spaces in {
+    "sequence": {"observation_space": spaces.Sequence(spaces.Discrete(3))},
+    "dict": {
+        "observation_space": spaces.Dict(
+            a=spaces.Discrete(3), b=spaces.Tuple([spaces.Box(-1.0, 1.0, (2, 1), np.float64)])
+        )
+    },
+    "dict-action": {"action_space": spaces.Dict(a=spaces.Discrete(3))},
+    "box2d-action": {"action_space": spaces.Box(-1.0, 1.0, (2, 2))},
+}.items():
+    gym.register(f"toy/{_name}-v0", entry_point=make_with_spaces, kwargs=_spaces)

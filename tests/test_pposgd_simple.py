@@ -10,7 +10,7 @@ from mpi4py import MPI
 from common import logger
 from common.distributions import CategoricalPdType, DiagGaussianPdType
 from common.mpi_util import CollectiveError
-from common.torch_util import unflatten
+from common.torch_util import FlatLayout
 from ppo1 import pposgd_simple
 from ppo1.cnn_policy import CnnPolicy
 from ppo1.mlp_policy import MlpPolicy
@@ -122,7 +122,7 @@ def replay(comm, name):
 def in_tensorflow_layout(pi, prefix, vector):
     """Return a flat vector's parts by variable, as baselines would flatten them."""
     named = dict(pi.named_parameters())
-    parts = unflatten(torch.from_numpy(vector), list(named.values()))
+    parts = FlatLayout(list(named.values())).views(torch.from_numpy(vector))
     return {
         f"{prefix}/{name}": (part.permute(2, 3, 1, 0) if name.endswith("/W") else part)
         .numpy()
@@ -347,6 +347,9 @@ def test_advantages_by_hand():
 # ---- Losses -------------------------------------------------------------------------------------
 
 
+CLIP = torch.tensor(0.2, dtype=torch.float64)
+
+
 def gaussian_batch(rows=16):
     torch.manual_seed(0)
     pdtype = DiagGaussianPdType(2)
@@ -362,7 +365,7 @@ def gaussian_batch(rows=16):
 def test_losses_equal_a_second_method():
     """NumPy in float64, densities by their textbook formulas."""
     pdtype, flat, vpred, batch = gaussian_batch()
-    total, parts = ppo_losses(pdtype, flat, vpred, batch, clip_param=0.2, entcoeff=0.01)
+    total, parts = ppo_losses(pdtype, flat, vpred, batch, CLIP, entcoeff=0.01)
 
     def moments(flat):
         return flat[:, :2].double().numpy(), np.exp(flat[:, 2:].double().numpy())
@@ -391,7 +394,7 @@ def test_gradient_equals_finite_differences():
     batch = {key: x.double() for key, x in batch.items()}
 
     def total(flat, vpred):
-        return ppo_losses(pdtype, flat, vpred, batch, 0.2, 0.01)[0]
+        return ppo_losses(pdtype, flat, vpred, batch, CLIP, 0.01)[0]
 
     inputs = flat.double().requires_grad_(), vpred.double().requires_grad_()
     assert torch.autograd.gradcheck(total, inputs)
@@ -407,7 +410,7 @@ def test_clipping_stops_the_gradient_only_where_it_would_go_on_improving(ratio, 
         "ac": torch.tensor([0]), "atarg": torch.tensor([advantage]), "vtarg": torch.zeros(1),
         "oldpdparam": torch.zeros(1, 2), "oldlogp": torch.tensor([math.log(0.5 / ratio)]),
     }  # fmt: skip
-    total, _ = ppo_losses(pdtype, flat, torch.zeros(1), batch, clip_param=0.2, entcoeff=0.0)
+    total, _ = ppo_losses(pdtype, flat, torch.zeros(1), batch, CLIP, entcoeff=0.0)
     (gradient,) = torch.autograd.grad(total, flat)
     assert bool(gradient.any()) == flows
 
@@ -497,7 +500,9 @@ def stepsizes_and_clips(**options):
             lambda adam, g, stepsize: (steps.append(stepsize), update(adam, g, stepsize))[1],
         )  # fmt: skip
         patch.setattr(
-            pposgd_simple, "ppo_losses", lambda *args: (clips.append(args[4]), losses(*args))[1]
+            pposgd_simple,
+            "ppo_losses",
+            lambda *args: (clips.append(float(args[4])), losses(*args))[1],
         )
         run(**options)
     return sorted(set(steps), reverse=True), sorted(set(clips), reverse=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.torch_util import flatten_parameters, glorot_uniform_conv, normc, unflatten
+from common.torch_util import FlatLayout, flatten_parameters, glorot_uniform_conv, normc
 
 
 def test_normc_columns_have_the_norm_asked_for():
@@ -54,10 +54,10 @@ def test_parameters_become_views_with_values_and_memory_order_kept():
     assert all((p == 3.0).all() for p in params)
 
 
-def test_unflatten_reads_what_flatten_wrote():
+def test_layout_reads_what_flatten_wrote():
     params = parameters()
     flat = flatten_parameters(params)
-    for view, p in zip(unflatten(flat.clone(), params), params, strict=True):
+    for view, p in zip(FlatLayout(params).views(flat.clone()), params, strict=True):
         assert torch.equal(view, p)
 
 

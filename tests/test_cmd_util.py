@@ -1,0 +1,508 @@
+import contextlib
+import io
+import json
+import sys
+from argparse import Namespace
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from mpi4py import MPI
+
+from common import cmd_util, logger
+from tests.envs import Countdown
+from tests.ranks import on_ranks
+
+PRESETS = {
+    "plain": dict(env="CartPole-v1", num_timesteps=1e3, schedule="linear", gamma=0.9),
+    "other": dict(env="Acrobot-v1", num_timesteps=2e3, schedule="constant", gamma=0.8),
+}
+
+
+def make_parser():
+    parser = cmd_util.mujoco_arg_parser()
+    cmd_util.add_ppo_flags(parser, PRESETS)
+    return parser
+
+
+def parse(*argv):
+    return cmd_util.parse_args(make_parser(), PRESETS, argv)
+
+
+# ---- Command lines ------------------------------------------------------------------------------
+
+
+def test_the_first_preset_is_the_default_and_a_flag_beats_it():
+    args = parse()
+    assert (args.preset, args.env, args.gamma, args.num_timesteps) == (
+        "plain", "CartPole-v1", 0.9, 1000,
+    )  # fmt: skip
+    args = parse("--gamma", "0.5", "--preset=other")
+    assert (args.preset, args.env, args.gamma, args.max_timesteps) == (
+        "other", "Acrobot-v1", 0.5, 2000,
+    )  # fmt: skip
+
+
+def test_underscores_aliases_and_counts_as_floats():
+    args = parse("--num_timesteps", "1e6", "--env-id=a_b:C_d-v0", "--log_path=a_b", "--seed", "5")
+    assert args.num_timesteps == args.max_timesteps == 1_000_000
+    assert isinstance(args.max_timesteps, int)
+    assert (args.env, args.log_path, args.seed) == ("a_b:C_d-v0", "a_b", 5)  # values keep theirs
+    assert parse("--optim-batchsize", "6.4e1").optim_batchsize == 64
+
+
+@pytest.mark.parametrize("limit", ["max_iters", "max_episodes", "max_seconds"])
+def test_another_limit_replaces_num_timesteps(limit):
+    args = parse(cmd_util.flag(limit), "7", "--schedule", "constant")
+    limits = ("max_timesteps", "max_episodes", "max_iters", "max_seconds")
+    assert {name: getattr(args, name) for name in limits} == {**dict.fromkeys(limits, 0), limit: 7}
+    assert args.num_timesteps == 0
+
+
+def test_timesteps_factor():
+    parser = cmd_util.atari_arg_parser()
+    parser.set_defaults(preset="only")
+    args = cmd_util.parse_args(parser, {"only": {"timesteps_factor": 1.1}}, [])
+    assert (args.num_timesteps, args.max_timesteps) == (10_000_000, 11_000_000)
+
+
+def test_logs_go_where_the_environment_says(monkeypatch):
+    assert (parse().log_path, parse().log_format) == (None, ["stdout", "log", "csv"])
+    monkeypatch.setenv("OPENAI_LOGDIR", "there")
+    monkeypatch.setenv("OPENAI_LOG_FORMAT", "csv, json")
+    assert (parse().log_path, parse().log_format) == ("there", ["csv", "json"])
+    args = parse("--log-path", "here", "--log-format", "stdout")
+    assert (args.log_path, args.log_format) == ("here", ["stdout"])
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("--num-timesteps 0", "argument --num-timesteps: need a whole number above 0, got '0'"),
+        ("--num-timesteps -1", "need a whole number above 0, got '-1'"),
+        ("--num-timesteps nan", "need a whole number above 0, got 'nan'"),
+        ("--num-timesteps inf", "need a whole number above 0, got 'inf'"),
+        ("--max-iters 0", "argument --max-iters: need a whole number above 0"),
+        ("--max-seconds nan", "argument --max-seconds: need a number above 0, got 'nan'"),
+        ("--max-seconds inf", "need a number above 0, got 'inf'"),
+        ("--reward-scale abc", "argument --reward-scale: need a number above 0, got 'abc'"),
+        ("--optim-epochs 1.5", "argument --optim-epochs: need a whole number, got '1.5'"),
+        ("--optim-epochs inf", "need a whole number, got 'inf'"),
+        ("--gamma abc", "argument --gamma: invalid float value: 'abc'"),
+        ("--schedule cosine", "argument --schedule: invalid choice: 'cosine'"),
+        ("--preset nope", "argument --preset: invalid choice: 'nope'"),
+        ("--seed abc", "argument --seed: need a whole number from 0 to 4294967295, got 'abc'"),
+        ("--seed -1", "got '-1'"),
+        ("--seed 1.0", "got '1.0'"),
+        ("--seed 4294967296", "got '4294967296'"),
+        ("--log-format csv,xml", "unknown format 'xml': need some of stdout, log, csv, json"),
+        ("--num-timestep 9", "unrecognized arguments: --num-timestep 9; did you mean --num-time"),
+        ("--sched constant", "unrecognized arguments: --sched constant"),  # no abbreviations
+        ("stray", "unrecognized arguments: stray"),
+        ("--gamma", "argument --gamma: expected one argument"),
+        ("--num-timesteps 9 --max-iters 9", "one limit, not both --num-timesteps and --max-iters"),
+        ("--max-episodes 9 --max-iters 9", "one limit, not both --max-episodes and --max-iters"),
+        ("--max-iters 9", "with --max-iters, a linear schedule .* add --schedule constant "),
+        (
+            "--max-seconds 9 --clip-schedule linear",
+            "add --schedule constant --clip-schedule constant ",
+        ),
+    ],
+)
+def test_a_bad_command_line_gets_one_line_and_exit_code_2(command, message, capsys):
+    with pytest.raises(SystemExit) as leave:
+        parse(*command.split())
+    assert leave.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    pytest.raises(ValueError, lambda: raise_(err)).match(message)  # shows `err` if it does not
+    assert err.endswith("(--help lists the flags)\n")
+
+
+def raise_(text):
+    raise ValueError(text)
+
+
+@pytest.mark.parametrize("preset, gamma", [("plain", 0.9), ("other", 0.8)])
+def test_help_shows_the_presets_defaults(preset, gamma, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as leave:
+        parse("--preset", preset, "--help")
+    assert leave.value.code == 0
+    text = capsys.readouterr().out
+    assert f"with --preset {preset}" in text
+    assert f"discount ({gamma})" in text
+    assert f"({int(PRESETS[preset]['num_timesteps'])})" in text
+    assert "None" not in text
+    assert "False" not in text
+    assert max(map(len, text.splitlines())) < 80
+    assert len(text.splitlines()) <= 40  # one screen
+
+
+# ---- Environments by name -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [("Hopper-v2", "Hopper-v4"), ("Reacher-v1", "Reacher-v4"), ("HalfCheetah-v3", "HalfCheetah-v4"),
+     ("Pusher-v2", "Pusher-v5"), ("FetchReachDense-v1", "FetchReachDense-v4")],
+)  # fmt: skip
+def test_an_old_version_gets_its_stand_in_with_one_line(old, new, capsys):
+    assert cmd_util.resolve_env_id(old) == new
+    assert capsys.readouterr() == (f"{old} no longer runs: taking {new} instead\n", "")
+    assert cmd_util.resolve_env_id(new) == new
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_package_is_imported_and_stays_in_the_id(tmp_path, monkeypatch):
+    source = "import gymnasium\ngymnasium.register('Fresh-v0', entry_point=lambda: None)\n"
+    (tmp_path / "fresh_package.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fresh_package", raising=False)
+    try:
+        assert cmd_util.resolve_env_id("fresh_package:Fresh-v0") == "fresh_package:Fresh-v0"
+        assert "Fresh-v0" in gym.registry
+    finally:
+        gym.registry.pop("Fresh-v0", None)
+
+
+@pytest.mark.parametrize(
+    "env_id, message",
+    [
+        ("Hoper-v4", "^unknown environment 'Hoper-v4'; did you mean Hopper-v4 or Hopper-v5"),
+        ("hopper-V4", "did you mean Hopper-v4\\?$"),
+        ("Ant", "did you mean Ant-v"),
+        ("FecthReach-v4", "did you mean FetchReach-v4"),  # not of Gymnasium's own
+        ("FetchReach-v9", "did you mean FetchReach-v4"),
+        ("Qwzxkjy-v0", "^unknown environment 'Qwzxkjy-v0'$"),
+        ("tests.envs:toy/raise-v0", "did you mean toy/raises-v0"),
+        ("nopackage:A-v0", "'nopackage:A-v0': module 'nopackage' is missing: pip install nopack"),
+        (":A-v0", "environment ':A-v0': Empty module name"),
+    ],
+)
+def test_an_unknown_environment_gets_near_names(env_id, message):
+    with pytest.raises(ValueError, match=message):
+        cmd_util.resolve_env_id(env_id)
+
+
+def test_a_game_must_show_each_frame_as_an_image():
+    assert cmd_util.resolve_game_id("PongNoFrameskip-v4") == "PongNoFrameskip-v4"
+    for env_id in ("Pong-v4", "ALE/Pong-v5", "Pong-ramNoFrameskip-v4", "PongDeterministic-v4",
+                   "PongNoFrameskip-v7", "pong", "Pnog"):  # fmt: skip
+        want = f"{env_id}' does not fit: .* NoFrameskip.*; did you mean PongNoFrameskip-v4\\?$"
+        with pytest.raises(ValueError, match=want):
+            cmd_util.resolve_game_id(env_id)
+    with pytest.raises(ValueError, match="did you mean SpaceInvadersNoFrameskip-v4\\?"):
+        cmd_util.resolve_game_id("space_invaders")
+    with pytest.raises(ValueError, match="'Hopper-v4' does not fit: need an Atari game"):
+        cmd_util.resolve_game_id("Hopper-v4")
+
+
+@pytest.mark.parametrize("module, package", [("gymnasium_robotics", "gymnasium-robotics"),
+                                             ("ale_py", "ale-py")])  # fmt: skip
+def test_a_missing_provider_is_named(module, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    env_ids = {"gymnasium_robotics": "FetchReach-v4", "ale_py": "ALE/Pong-v5"}
+    want = f"environment '{env_ids[module]}': module '{module}' is missing: pip install {package}$"
+    with pytest.raises(ValueError, match=want):
+        cmd_util.resolve_env_id(env_ids[module])
+    with pytest.raises(ValueError, match="did you mean Hopper-v4"):  # no need of it here
+        cmd_util.resolve_env_id("Hoper-v4")
+
+
+# ---- Environments -------------------------------------------------------------------------------
+
+
+def wrappers(env):
+    names = []
+    while env is not env.unwrapped:
+        names.append(type(env).__name__)
+        env = env.env
+    return names
+
+
+def test_mujoco_env_learns_from_scaled_rewards_and_monitors_raw_ones(tmp_path):
+    plain = gym.make("InvertedPendulum-v5", disable_env_checker=True)
+    plain.reset(seed=3)  # as when an environment is made; then, as when a generator starts:
+    want, _ = plain.reset()
+    logger.configure(tmp_path, [])
+    env = cmd_util.make_mujoco_env("InvertedPendulum-v5", 3, reward_scale=0.25)
+    ob, _ = env.reset()
+    assert np.random.get_state()[1][0] == 3
+    assert ob.dtype == np.float64
+    assert "PassiveEnvChecker" not in wrappers(env)
+    total, over = 0.0, False
+    while not over:
+        np.testing.assert_array_equal(ob, want)
+        want, raw, terminated, truncated, _ = plain.step(np.float32([0.5]))
+        ob, reward, _, _, _ = env.step(np.float32([0.5]))
+        assert reward == 0.25 * raw
+        total += raw
+        over = terminated or truncated
+    env.close()
+    _, columns, row = (tmp_path / "0.monitor.csv").read_text().splitlines()
+    assert columns == "r,l,t"
+    assert float(row.split(",")[0]) == total
+
+
+def test_a_v4_and_its_seeds_make_no_noise(capfd):
+    env = cmd_util.make_mujoco_env("Hopper-v4", None)  # warnings are errors here
+    assert env.spec.id == "Hopper-v4"
+    assert "TransformReward" not in wrappers(env)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_robotics_env_is_goal_then_observation(tmp_path):
+    logger.configure(tmp_path, [])
+    env = cmd_util.make_robotics_env("FetchReach-v4", 7, rank=2)
+    goals = gym.make("FetchReach-v4", disable_env_checker=True)
+    goals.reset(seed=7)  # this rank's own seed, as given
+    assert env.observation_space.shape == (13,)
+    (ob, _), (want, _) = env.reset(), goals.reset()
+    for _ in range(50):
+        np.testing.assert_array_equal(ob, [*want["desired_goal"], *want["observation"]])
+        assert ob.dtype == np.float64
+        action = np.float32([0.3, -0.2, 0.1, 0.0])
+        ob, *_ = env.step(action)
+        want, _, _, truncated, info = goals.step(action)
+    assert truncated
+    env.close()
+    _, columns, row = (tmp_path / "2.monitor.csv").read_text().splitlines()
+    assert columns == "r,l,t,is_success"
+    assert float(row.split(",")[3]) == info["is_success"]
+
+
+def test_robotics_env_needs_goals():
+    with pytest.raises(ValueError, match="'CartPole-v1' has no goals: need .* 'desired_goal', got"):
+        cmd_util.make_robotics_env("CartPole-v1", 0)
+
+
+def test_observations_become_vectors():
+    env = cmd_util.make_mujoco_env("tests.envs:toy/dict-v0", 0)
+    assert isinstance(env.observation_space, spaces.Box)
+    raw = env.unwrapped.observation_space
+    raw.seed(5)
+    ob, _ = env.reset()
+    raw.seed(5)
+    sample = raw.sample()
+    np.testing.assert_array_equal(ob, [*np.eye(3)[sample["a"]], *sample["b"][0].ravel()])
+    discrete = cmd_util.make_mujoco_env("FrozenLake-v1", 0)
+    np.testing.assert_array_equal(discrete.reset()[0], np.eye(16)[0])
+
+
+def test_observations_without_a_fixed_size_are_refused():
+    with pytest.raises(ValueError, match="unsupported observation space Sequence.*no fixed size"):
+        cmd_util.make_mujoco_env("tests.envs:toy/sequence-v0", 0)
+
+
+# ---- The run ------------------------------------------------------------------------------------
+
+
+def learn(env, policy_fn, **hyperparameters):
+    policy_fn("pi", env.observation_space, env.action_space)
+    env.reset()
+    for _ in range(10):
+        env.step(0)
+
+
+def make_policy(args, name, ob_space, ac_space):
+    if args.env == "Acrobot-v1":
+        raise ValueError("spaces as the policy does not like them")
+
+
+def check_hyperparameters(values):
+    if values["gamma"] > 1:
+        raise ValueError(f"gamma must be in [0, 1] as lam, got {values['gamma']}; optim_epochs")
+
+
+def make_env(args, seed):
+    rank = MPI.COMM_WORLD.Get_rank()
+    return cmd_util._seed_and_monitor(Countdown(10), seed, rank, info_keywords=())
+
+
+def run(*argv):
+    """Run a learner that steps an environment through one episode."""
+    cmd_util.run(
+        make_parser(), PRESETS, argv, title="toy", resolve_id=cmd_util.resolve_env_id,
+        make_env=make_env, make_policy=make_policy,
+        algorithm=SimpleNamespace(
+            HYPERPARAMETERS=("gamma", "lam", "optim_epochs"),
+            learn=learn, check_hyperparameters=check_hyperparameters,
+        ),
+    )  # fmt: skip
+
+
+def test_a_run_says_what_runs_and_keeps_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_LOGDIR", raising=False)
+    run("--env", "tests.envs:toy/raises-v0", "--gamma", "0.5")
+    (folder,) = tmp_path.glob("runs/*")
+    first, second, third, last = capsys.readouterr().out.splitlines()
+    config = json.loads((folder / "config.json").read_text())
+    seed = config["arguments"]["seed"]
+    assert folder.name.startswith(f"tests.envs-toy-raises-v0__toy__{seed}__20")
+    assert first == f"Logging to {folder}"
+    assert (
+        second
+        == f"toy on tests.envs:toy/raises-v0, preset plain, {MPI.COMM_WORLD.Get_size()} rank, "
+        f"seed {seed}"
+    )
+    assert f"python {config['versions']['python']}, torch " in third
+    assert last == f"Logged to {folder}"
+    assert config["arguments"]["gamma"] == 0.5
+    assert config["arguments"]["max_timesteps"] == 1000
+    assert config["command"] == [sys.executable, *sys.argv]
+    assert config["ranks"] == 1
+    assert {"hostname", "started", "git_commit", "versions", "mpi"} <= set(config)
+    assert (folder / "0.monitor.csv").read_text().count("\n") == 3
+
+
+def test_a_second_run_leaves_the_first_ones_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_LOGDIR", "first")
+    run("--seed", "1")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert {path.name for path in files} == {"0.monitor.csv", "config.json", "log.txt"} | {
+        "progress.csv"
+    }
+    with pytest.raises(SystemExit):
+        run("--gamma", "2")
+    run("--seed", "1", "--log-path", "second")
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_new_folders_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda text: "20260102-030405")
+    args = Namespace(env="ALE/Pong-v5", seed=3)
+    folder = cmd_util.new_folder(args, "toy")
+    assert folder == "runs/ALE-Pong-v5__toy__3__20260102-030405"
+    (tmp_path / folder).mkdir(parents=True)
+    assert cmd_util.new_folder(args, "toy") == f"{folder}-2"
+
+
+BAD_RUNS = {
+    "--gamma 2": "--gamma must be in [0, 1] as --lam, got 2.0; --optim-epochs (--help",
+    "--env Hoper-v4": "unknown environment 'Hoper-v4'; did you mean Hopper-v4",
+    "--preset other": "spaces as the policy does not like them (--help",
+    "--log-path file/logs": "cannot write logs: Not a directory: ",
+    "--seed x": "argument --seed: ",
+}
+
+
+@pytest.mark.parametrize("command", BAD_RUNS)
+def test_a_bad_run_leaves_nothing(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as leave:
+        run(*command.split())
+    assert leave.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert BAD_RUNS[command] in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_missing_tensorboard_is_found_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(SystemExit):
+        run("--log-format", "csv,tensorboard")
+    want = "module 'tensorboard' is missing: pip install tensorboard"
+    assert want in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_somebodys_bug_is_shown_with_its_place():
+    with pytest.raises(KeyError) as caught:
+        gym.make("tests.envs:toy/buggy-v0")
+    text = cmd_util.describe(caught.value)
+    assert text.startswith("KeyError: 'gravity' (")
+    assert "envs.py, line" in text
+
+
+def speak(comm, folder):
+    """Return what runs on several ranks print and raise, and the random numbers they start from."""
+    rank = comm.Get_rank()
+    heard = []
+    commands = [command.split() for command in BAD_RUNS]
+    # These the ranks do not see alike: rank 0's command line counts, and one failure is enough.
+    commands.append(["--env", "Hoper-v4"] if rank == 0 else [])
+    commands.append(["--env", "tests.envs:toy/raises-v0"])
+    if rank == 1:
+        sys.modules["tests.envs"] = None
+    with contextlib.chdir(folder):
+        for command in commands:
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    run(*command)
+                    code = None
+                except SystemExit as leave:
+                    code = leave.code
+            heard.append((code, out.getvalue(), err.getvalue()))
+    return heard
+
+
+@pytest.mark.mpi
+def test_one_rank_speaks_for_all(tmp_path):
+    (tmp_path / "file").touch()
+    voice, silence = on_ranks(2, speak, str(tmp_path))
+    assert {code for code, _, _ in voice + silence} == {2}
+    assert {out + err for _, out, err in silence} == {""}
+    assert {out for _, out, _ in voice} == {""}
+    wants = [
+        *BAD_RUNS.values(),
+        "Hoper-v4",
+        "error: rank 1: environment 'tests.envs:toy/raises-v0'",
+    ]
+    for (_, _, err), want in zip(voice, wants, strict=True):
+        assert want in err
+        assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def start(comm, folder):
+    """Run on several ranks; return what each rank's environment and NumPy start from."""
+    if comm.Get_rank() == 0:  # a launcher need not hand variables on to other machines
+        cmd_util.os.environ["OPENAI_LOGDIR"] = folder
+    with contextlib.redirect_stdout(io.StringIO()):
+        run()
+    logger.configure(folder + "-envs", [])
+    rank = comm.Get_rank()
+    env = cmd_util.make_mujoco_env("Hopper-v4", 5)
+    hopper = np.random.get_state()[1][0], env_state(env), env.action_space.sample()
+    env = cmd_util.make_robotics_env("FetchReach-v4", 5 + rank, rank=rank)
+    return hopper, (np.random.get_state()[1][0], env_state(env), env.action_space.sample())
+
+
+def env_state(env):
+    return env.unwrapped.np_random.bit_generator.state["state"]["state"]
+
+
+@pytest.mark.mpi
+def test_seeds_and_files_by_rank(tmp_path):
+    folder = tmp_path / "logs"
+    results = on_ranks(2, start, str(folder))
+    for rank, result in enumerate(results):
+        for (numpy_seed, generator, action), env_id, seed in zip(
+            result, ("Hopper-v4", "FetchReach-v4"), (5 + 1000 * rank, 5 + rank), strict=True
+        ):
+            assert numpy_seed == seed
+            env = cmd_util.make_plain_env(env_id)
+            env.reset(seed=seed)
+            env.action_space.seed(seed)
+            assert generator == env_state(env)
+            np.testing.assert_array_equal(action, env.action_space.sample())
+    assert {path.name for path in folder.iterdir()} == {
+        "0.monitor.csv", "1.monitor.csv", "config.json", "log.txt", "log-rank001.txt",
+        "progress.csv",
+    }  # fmt: skip
+    assert json.loads((folder / "config.json").read_text())["ranks"] == 2
+    assert {path.name for path in (tmp_path / "logs-envs").glob("*.monitor.csv")} == {
+        "0.monitor.csv", "1.monitor.csv",
+    }  # fmt: skip
