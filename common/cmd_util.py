@@ -545,7 +545,10 @@ def run(
         check_run(parser, check)
         begin_run(parser, args, title=title)
         env = make_env(args, args.seed)
-        algorithm.learn(env, policy_fn, **hyperparameters)
+        try:
+            algorithm.learn(env, policy_fn, **hyperparameters)
+        except SystemExit as leave:  # by one rank's environment, say: the others would wait for it
+            raise RuntimeError(f"training was left by sys.exit({leave.code!r})") from leave
         env.close()
         logger.log(f"Logged to {logger.get_dir()}")
         logger.reset()
@@ -565,7 +568,7 @@ def check_run(parser: ArgumentParser, check: Callable[[], object]) -> None:
             MPI.COMM_WORLD.Barrier()
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """Return an exception as one line for the user, with the remedy or the place if known."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         module = error.name.partition(".")[0]

@@ -33,7 +33,7 @@ class MpiAdam:
     rank keeps m, v and t of its own; they agree because the averaged gradient does.
 
     Attributes:
-        theta: (P,) float32 tensor that all parameters are views of.
+        theta: (P,) float32 tensor that all parameters are views of, on their device.
         m, v: (P,) float32.
         t: updates made so far.
     """
@@ -51,7 +51,8 @@ class MpiAdam:
         """Move the parameters into one flat vector, re-pointing their `.data`.
 
         Args:
-            var_list: float32 parameters, in the order in which the flat vector holds them.
+            var_list: float32 parameters, in the order in which the flat vector holds them, all on
+                one device.
             beta1: decay of the gradient's running mean, in [0, 1).
             beta2: decay of the squared gradient's running mean, in [0, 1).
             epsilon: added to sqrt(v).
@@ -65,7 +66,8 @@ class MpiAdam:
         self.m: NDArray[np.float32] = np.zeros(len(self.theta), dtype=np.float32)
         self.v: NDArray[np.float32] = np.zeros_like(self.m)
         self.t = 0
-        self._host_theta: NDArray[np.float32] = self.theta.numpy()
+        # The ranks meet in host memory: the parameters themselves, or the copy of those on a GPU.
+        self._host_theta: NDArray[np.float32] = self.theta.cpu().numpy()
         self._step = self._step_in_numpy
         self._scratch = np.empty((2, min(CHUNK, len(self.m))), dtype=np.float32)
 
@@ -86,7 +88,7 @@ class MpiAdam:
         if self.t % 100 == 0:
             self.check_synced()
         if isinstance(localg, torch.Tensor):
-            localg = localg.numpy()
+            localg = localg.cpu().numpy()
         gradient = np.require(localg, dtype=np.float32, requirements=["C", "W"])
         if gradient.shape != self.m.shape:
             raise ValueError(
@@ -105,6 +107,7 @@ class MpiAdam:
         # Python floats: a NumPy float64 scalar would turn the float32 products into float64.
         a = float(stepsize) * math.sqrt(1 - self.beta2**self.t) / (1 - self.beta1**self.t)
         self._step(gradient, a)
+        self._to_device()
 
     def compile(self) -> None:
         """Compile the step: one pass over memory rather than a dozen, with the same bits.
@@ -112,7 +115,7 @@ class MpiAdam:
         Raises:
             Exception: whatever keeps it from being compiled; the step in NumPy then stays.
         """
-        state = self.theta, torch.from_numpy(self.m), torch.from_numpy(self.v)
+        state = [torch.from_numpy(vector) for vector in (self._host_theta, self.m, self.v)]
 
         def step(
             theta: torch.Tensor, m: torch.Tensor, v: torch.Tensor, g: torch.Tensor, a: torch.Tensor
@@ -124,7 +127,7 @@ class MpiAdam:
             v.copy_(new_v)
             return (a,)  # something must be returned
 
-        examples = [tensor.clone() for tensor in (*state, self.theta)]
+        examples = [tensor.clone() for tensor in (*state, state[0])]
         compiled = compile_function(step, *examples, torch.tensor(0.0))
 
         def compiled_step(gradient: NDArray[np.float32], a: float) -> None:
@@ -148,6 +151,7 @@ class MpiAdam:
     def sync(self) -> None:
         """Give every rank the root's parameters. Collective: every rank must call it."""
         self.comm.Bcast(self._host_theta, root=0)
+        self._to_device()
 
     def check_synced(self) -> None:
         """Compare the parameters with the root's, bit for bit.
@@ -178,6 +182,11 @@ class MpiAdam:
     def setfromflat(self, theta: NDArray[np.float32]) -> None:
         """Set the parameters from a (P,) vector."""
         self._host_theta[:] = theta
+        self._to_device()
+
+    def _to_device(self) -> None:
+        if self.theta.device.type != "cpu":
+            self.theta.copy_(torch.from_numpy(self._host_theta))
 
     def _raise_not_finite(self, was_finite: bool) -> None:
         culprits = [rank for rank, ok in enumerate(self.comm.allgather(was_finite)) if not ok]

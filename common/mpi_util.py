@@ -31,7 +31,7 @@ def offset_seed(seed: int | None, *, rank: int, stride: int) -> int | None:
 def agree(
     check: Callable[[], object],
     *,
-    describe: Callable[[Exception], str] = str,
+    describe: Callable[[BaseException], str] = str,
     comm: MPI.Comm | None = None,
 ) -> str | None:
     """Run `check` on every rank and return the first failure's message, the same on all ranks.
@@ -40,7 +40,7 @@ def agree(
     leave while the others walk into a collective. Returns None if the check passed everywhere.
 
     Args:
-        check: fails by raising an Exception.
+        check: fails by raising an Exception, or SystemExit.
         describe: turns that into a message; an empty one is replaced by the exception's type.
         comm: the ranks; None is COMM_WORLD.
 
@@ -50,7 +50,7 @@ def agree(
     try:
         check()
         message = None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = describe(error) or type(error).__name__
     messages = comm.allgather(message)
     failures = [(rank, text) for rank, text in enumerate(messages) if text is not None]

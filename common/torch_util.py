@@ -5,6 +5,7 @@ Differs: parameters are views of the flat vector, so reading or writing it moves
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -128,7 +129,8 @@ def compile_function(function: Callable[..., Any], *example: torch.Tensor) -> Ca
     Raises:
         Exception: whatever torch raises where there is no C++ compiler, or no way to trace.
     """
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch's compiler deprecates in torch is its affair
         graph = make_fx(function)(*example)
         compiled = torch._inductor.standalone_compile(
             graph,

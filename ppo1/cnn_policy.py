@@ -65,7 +65,7 @@ class CnnPolicy(TorchPolicy):
 
     def preprocess(self, ob: Tensor) -> Tensor:
         """Return the images as (N, channels, height, width) in channels-last memory, unscaled."""
-        return ob.permute(0, 3, 1, 2)
+        return ob.to(self.device).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, P) distribution parameters and (N,) values for preprocessed images."""

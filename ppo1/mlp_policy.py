@@ -81,8 +81,9 @@ class MlpPolicy(TorchPolicy):
 
     def preprocess(self, ob: Tensor) -> Tensor:
         """Return the normalized observations, (N, size) float32."""
-        mean, std = torch.from_numpy(self.ob_rms.mean), torch.from_numpy(self.ob_rms.std)
-        normalized = (ob.to(torch.float32) - mean) / std
+        mean = torch.from_numpy(self.ob_rms.mean).to(self.device)
+        std = torch.from_numpy(self.ob_rms.std).to(self.device)
+        normalized = (ob.to(self.device, torch.float32) - mean) / std
         return normalized.clamp(-OB_CLIP, OB_CLIP).flatten(start_dim=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,8 +142,9 @@ class MlpPolicy(TorchPolicy):
         for tower, scope in zip(self._towers, ("vf", "pol"), strict=True):
             for layer in layers:
                 kernel, bias = weights[f"{scope}/{layer}/kernel"], weights[f"{scope}/{layer}/bias"]
-                if bias.data_ptr() != kernel.data_ptr() + kernel.nbytes:
-                    self._towers = None  # somebody has laid them out otherwise
+                follows = bias.data_ptr() == kernel.data_ptr() + kernel.nbytes
+                if kernel.device.type != "cpu" or not follows:
+                    self._towers = None  # somebody has put them elsewhere: act through torch
                     return
                 rows, columns = kernel.shape
                 matrix = kernel.detach().as_strided((rows + 1, columns), (columns, 1))

@@ -55,12 +55,21 @@ class TorchPolicy(nn.Module):
         self.rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
 
     @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
     def weights(self) -> dict[str, Tensor]:
         """The parameters by name, or what `torch.func.functional_call` has put in their place."""
         return cast(dict[str, Tensor], self._parameters)
 
     def preprocess(self, ob: Tensor) -> Tensor:
-        """Return what `forward` takes, from raw observations (N, *ob_shape) of any real dtype."""
+        """Return what `forward` takes, on the policy's device, from raw observations.
+
+        Args:
+            ob: (N, *ob_shape), any real dtype, on any device.
+        """
         raise NotImplementedError
 
     def pdparam_and_vpred(self, ob: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,8 +90,8 @@ class TorchPolicy(nn.Module):
         """
         with torch.no_grad():
             flat, vpred = self.pdparam_and_vpred(torch.as_tensor(np.asarray(ob)[None]))
-        ac = self.pdtype.draw(flat[0].numpy(), self.rng if stochastic else None)
-        return ac, np.float32(vpred[0])
+        ac = self.pdtype.draw(flat[0].cpu().numpy(), self.rng if stochastic else None)
+        return ac, np.float32(vpred[0].cpu())
 
     def get_initial_state(self) -> list[Any]:
         """Return [], the state of a policy that is not recurrent."""

@@ -226,7 +226,7 @@ class LossAndGrad:
         self.network = pi if isinstance(pi, TorchPolicy) else pi.pdparam_and_vpred
         self.parameters = pi.get_trainable_variables()
         self.layout = FlatLayout(self.parameters)
-        self.gradient = torch.zeros(self.layout.size)
+        self.gradient = torch.zeros_like(theta)
         self.views = self.layout.views(self.gradient)
         self.compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
 
@@ -408,6 +408,7 @@ def learn(
             cur_clip = torch.tensor(
                 clip_param * (fraction_left if clip_schedule == "linear" else 1.0),
                 dtype=torch.float64,
+                device=adam.theta.device,
             )
             iteration_start = time.time()
             logger.log(f"********** Iteration {iters_so_far} ************")
@@ -424,9 +425,10 @@ def learn(
                 updates = check_same_updates(comm, optim_epochs * num_minibatches)
                 iterations = max_iters or max_timesteps / (len(seg["ob"]) * comm.Get_size())
                 if compile or (compile is None and updates * iterations > UPDATES_WORTH_COMPILING):
-                    rows = torch.arange(batchsize)
+                    rows = torch.arange(batchsize, device=adam.theta.device)
                     compile_in_turn(comm, adam, lossandgrad, columns, rows, cur_clip)
-            d = Dataset({"rows": torch.arange(len(seg["ob"]))}, deterministic=pi.recurrent)
+            rows = torch.arange(len(seg["ob"]), device=adam.theta.device)
+            d = Dataset({"rows": rows}, deterministic=pi.recurrent)
 
             # Optimize
             logger.log("Optimizing...")
@@ -437,13 +439,13 @@ def learn(
                     newlosses, g = lossandgrad(columns, batch["rows"], cur_clip)
                     adam.update(g, optim_stepsize * cur_lrmult)
                     losses.append(newlosses)
-                logger.log(fmt_row(13, torch.stack(losses).mean(dim=0).numpy()))
+                logger.log(fmt_row(13, torch.stack(losses).mean(dim=0).cpu().numpy()))
 
             # All minibatches at once: the mean of equal parts' means is the mean over all rows
             logger.log("Evaluating losses...")
             (batch,) = d.iterate_once(num_minibatches * batchsize)
             newlosses = lossandgrad.losses(columns, batch["rows"], cur_clip)
-            meanlosses, _, _ = mpi_moments(newlosses[None].numpy(), axis=0, comm=comm)
+            meanlosses, _, _ = mpi_moments(newlosses[None].cpu().numpy(), axis=0, comm=comm)
             logger.log(fmt_row(13, meanlosses))
             for name, value in zip(LOSS_NAMES, meanlosses, strict=True):
                 logger.record_tabular(f"loss_{name}", value)
@@ -579,20 +581,21 @@ def make_columns(pi: Policy, seg: Segment) -> Batch:
     equal = adv.max() == adv.min()
     with np.errstate(over="ignore"):  # if it does, the value loss is not finite either
         atarg = np.zeros_like(adv) if equal else (adv - adv.mean()) / adv.std()
-    ob, ac = torch.from_numpy(seg["ob"]), torch.from_numpy(seg["ac"])
-    if isinstance(pi, TorchPolicy):
-        ob = pi.preprocess(ob)
-        oldpdparam, _ = pi(ob)
-    else:
-        oldpdparam, _ = pi.pdparam_and_vpred(ob)
-    return {
-        "ob": ob,
-        "ac": ac,
+    columns = {
+        "ob": torch.from_numpy(seg["ob"]),
+        "ac": torch.from_numpy(seg["ac"]),
         "atarg": torch.from_numpy(atarg),
         "vtarg": torch.from_numpy(seg["tdlamret"]),
-        "oldpdparam": oldpdparam,
-        "oldlogp": pi.pdtype.pdfromflat(oldpdparam).logp(ac),
     }
+    device = pi.get_trainable_variables()[0].device
+    columns = {name: column.to(device) for name, column in columns.items()}
+    if isinstance(pi, TorchPolicy):
+        columns["ob"] = pi.preprocess(columns["ob"])
+        oldpdparam, _ = pi(columns["ob"])
+    else:
+        oldpdparam, _ = pi.pdparam_and_vpred(columns["ob"])
+    oldlogp = pi.pdtype.pdfromflat(oldpdparam).logp(columns["ac"])
+    return {**columns, "oldpdparam": oldpdparam, "oldlogp": oldlogp}
 
 
 @contextmanager

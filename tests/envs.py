@@ -1,5 +1,6 @@
 """Toy environments with known answers."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,8 +122,13 @@ def _raise(ob: Any, reward: float) -> Any:
     raise RuntimeError("the robot fell off the table")
 
 
+def _exit(ob: Any, reward: float) -> Any:
+    sys.exit(0)
+
+
 FAULTS = {
     "raises": _raise,
+    "exits": _exit,
     "nan-reward": lambda ob, reward: (ob, np.nan),
     "nan-observation": lambda ob, reward: (ob * np.nan, reward),
     "wrong-shape": lambda ob, reward: (np.zeros(2), reward),
@@ -131,7 +137,7 @@ FAULTS = {
 
 
 def make_faulty(fault: str) -> gym.Env:
-    """Return a Countdown that goes wrong in its 100th step on the last rank.
+    """Return a Countdown that goes wrong in its 95th step on the last rank.
 
     The file `fault` in the working directory then tells the time.
     """
@@ -141,16 +147,23 @@ def make_faulty(fault: str) -> gym.Env:
         return FAULTS[fault](ob, reward)
 
     is_last = MPI.COMM_WORLD.Get_rank() == MPI.COMM_WORLD.Get_size() - 1
-    return Countdown(10, faults={99: go_wrong} if is_last else None)
+    return Countdown(10, faults={94: go_wrong} if is_last else None)
 
 
-def make_with_spaces(**given: gym.Space) -> gym.Env:
-    """Return an environment that has these spaces, and starts from a sample."""
-    env = Countdown(10)
-    for name, space in given.items():
-        setattr(env, name, space)
-    env.reset = lambda **kwargs: (env.observation_space.sample(), {})  # type: ignore[method-assign]
-    return env
+class Sampled(Countdown):
+    """Countdown whose observations are samples, of any spaces."""
+
+    def __init__(self, **given: gym.Space) -> None:
+        super().__init__(10)
+        for name, space in given.items():
+            setattr(self, name, space)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict]:
+        super().reset(**kwargs)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        return self.observation_space.sample(), *super().step(action)[1:]
 
 
 def make_buggy() -> gym.Env:
@@ -170,4 +183,4 @@ for _name, _spaces in {
     "dict-action": {"action_space": spaces.Dict(a=spaces.Discrete(3))},
     "box2d-action": {"action_space": spaces.Box(-1.0, 1.0, (2, 2))},
 }.items():
-    gym.register(f"toy/{_name}-v0", entry_point=make_with_spaces, kwargs=_spaces)
+    gym.register(f"toy/{_name}-v0", entry_point=Sampled, kwargs=_spaces)

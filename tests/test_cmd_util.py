@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import re
 import sys
 from argparse import Namespace
 from types import SimpleNamespace
@@ -118,12 +119,8 @@ def test_a_bad_command_line_gets_one_line_and_exit_code_2(command, message, caps
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    pytest.raises(ValueError, lambda: raise_(err)).match(message)  # shows `err` if it does not
+    assert re.search(message, err)
     assert err.endswith("(--help lists the flags)\n")
-
-
-def raise_(text):
-    raise ValueError(text)
 
 
 @pytest.mark.parametrize("preset, gamma", [("plain", 0.9), ("other", 0.8)])

@@ -9,6 +9,7 @@ from mpi4py import MPI
 
 from common import logger
 from common.distributions import CategoricalPdType, DiagGaussianPdType
+from common.mpi_adam import MpiAdam
 from common.mpi_util import CollectiveError
 from common.torch_util import FlatLayout
 from ppo1 import pposgd_simple
@@ -38,7 +39,7 @@ class TraceEndedError(Exception):
     pass
 
 
-def replay(comm, name):
+def replay(comm, name, compiled):
     """Run `learn` on a recorded trace's segments; return what it did, iteration by iteration."""
     trace = load_golden(f"iteration_{name}.rank{comm.Get_rank()}of{comm.Get_size()}")
     hp = {key.removeprefix("hp:"): x[()] for key, x in trace.items() if key.startswith("hp:")}
@@ -114,6 +115,7 @@ def replay(comm, name):
                 max_timesteps=100_000 if name == "pong" else 10_000,
                 schedule=str(hp["schedule"]),
                 callback=callback,
+                compile=compiled,
                 comm=comm,
             )
     return history
@@ -172,9 +174,19 @@ def check_state(state, want):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(("name", "size"), TRACES)
-def test_whole_iterations_equal_baselines(name, size):
-    results = on_ranks(size, replay, name)
+@pytest.mark.parametrize(
+    ("name", "size", "compiled"),
+    [
+        *(pytest.param(*trace, False, id=f"{trace[0]}-eager") for trace in TRACES),
+        pytest.param("hopper", 1, True, id="hopper-compiled"),
+        *(
+            pytest.param(*trace, True, id=f"{trace[0]}-compiled", marks=pytest.mark.slow)
+            for trace in TRACES[1:]
+        ),
+    ],
+)
+def test_whole_iterations_equal_baselines(name, size, compiled):
+    results = on_ranks(size, replay, name, compiled)
     for rank, history in enumerate(results):
         trace = load_golden(f"iteration_{name}.rank{rank}of{size}")
         for i, entry in enumerate(history[:-1]):
@@ -663,6 +675,119 @@ def test_a_loss_that_is_not_finite_stops_before_the_parameters_move():
     assert "in iteration 1 on rank 0" in error.value.__notes__
     adam, before = thetas[-1]
     np.testing.assert_array_equal(adam.getflat(), before)
+
+
+# ---- Compiling ----------------------------------------------------------------------------------
+
+
+def lossandgrad_and_columns(ac_space, rows=64):
+    """Return the pieces of an update in the middle of an optimization."""
+    env = Countdown(7, 5, 9, action_space=ac_space)
+    pi = mlp("pi", env.observation_space, ac_space)
+    adam = MpiAdam(pi.get_trainable_variables(), comm=MPI.COMM_SELF)
+    seg = next(traj_segment_generator(pi, env, rows, stochastic=True))
+    add_vtarg_and_adv(seg, 0.99, 0.95)
+    columns = pposgd_simple.make_columns(pi, seg)
+    adam.setfromflat(adam.getflat() + 0.1 * np.random.randn(len(adam.m)).astype(np.float32))
+    return pposgd_simple.LossAndGrad(pi, 0.01, adam.theta), columns
+
+
+@pytest.mark.parametrize(
+    "ac_space",
+    [
+        gym.spaces.Box(-1, 1, (3,), np.float32),
+        pytest.param(gym.spaces.Discrete(4), marks=pytest.mark.slow),
+        pytest.param(gym.spaces.MultiDiscrete([2, 3]), marks=pytest.mark.slow),
+        pytest.param(gym.spaces.MultiBinary(3), marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_equals_eager_for_other_rows_clip_ranges_and_weights(ac_space):
+    lossandgrad, columns = lossandgrad_and_columns(ac_space)
+    rows, later_rows = torch.arange(16), torch.randperm(64)[:16]
+    later_clip = torch.tensor(0.01, dtype=torch.float64)
+
+    def results():
+        cases = [(rows, CLIP), (later_rows, CLIP), (later_rows, later_clip)]
+        return [[x.clone() for x in lossandgrad(columns, *case)] for case in cases]
+
+    lossandgrad.theta += 0.01
+    eager = results()
+    lossandgrad.theta -= 0.01
+    lossandgrad.compile(columns, rows, CLIP)
+    lossandgrad.theta += 0.01
+    for got, want in zip(results(), eager, strict=True):
+        assert_close(got[0], want[0])
+        assert_close(got[1], want[1])
+    assert not torch.equal(eager[1][1], eager[2][1])  # the clip range mattered
+    columns["vtarg"][0] = math.inf
+    _, gradient = lossandgrad(columns, rows, CLIP)
+    assert gradient.isnan().all()
+
+
+def logged_lines(capsys):
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("broken", ["compiler", "policy"])
+def test_what_cannot_be_compiled_trains_eagerly_after_one_line(broken, monkeypatch, capsys):
+    if broken == "compiler":
+
+        def no_compiler(*_):
+            raise RuntimeError("No working C++ compiler found\nand a long trace")
+
+        monkeypatch.setattr(pposgd_simple, "compile_function", no_compiler)
+    policy_fn = mlp if broken == "compiler" else Plain
+    pi, rows = run(policy_fn=policy_fn, max_iters=2, compile=True)
+    lines = [line for line in logged_lines(capsys) if "ompil" in line]
+    reason = {
+        "compiler": "No working C++ compiler found",
+        "policy": "Plain is not a torch.nn.Module",
+    }
+    assert lines == [f"Not compiling the update, which is slower: {reason[broken]}"]
+    assert len(rows) == 2
+
+
+class PlainModule(torch.nn.Module, Plain):
+    """The same policy as a module, without `preprocess`."""
+
+    def __init__(self, *args):
+        torch.nn.Module.__init__(self)
+        Plain.__init__(self, *args)
+
+
+def test_any_module_that_keeps_to_the_protocol_is_compiled(capsys):
+    eager, _ = run(Bandit(4), PlainModule, max_iters=3, compile=False)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    compiled, _ = run(Bandit(4), PlainModule, max_iters=3, compile=True)
+    assert any(line.startswith("Compiled the update in") for line in logged_lines(capsys))
+    for got, want in zip(compiled.parameters(), eager.parameters(), strict=True):
+        assert_close(got.detach(), want.detach())
+    assert compiled.logits.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_iters": 1}, False),
+        ({"max_iters": 1, "compile": True}, True),
+        ({"max_timesteps": 32 * 25_000 / 8 - 1}, False),  # 8 updates in 32 steps
+        ({"max_timesteps": 32 * 25_000 / 8 + 1}, True),
+        ({"max_timesteps": 1e9, "compile": False}, False),
+        ({"max_seconds": 1e9}, False),
+    ],
+)
+def test_long_runs_compile_and_short_ones_do_not(options, expected, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(pposgd_simple, "compile_in_turn", lambda *_: compiled.append(True))
+
+    def end(local, _):
+        if local["iters_so_far"] == 1:
+            raise TraceEndedError
+
+    with pytest.raises(TraceEndedError):
+        run(callback=end, **options)
+    assert bool(compiled) == expected
 
 
 # ---- Several ranks ------------------------------------------------------------------------------
