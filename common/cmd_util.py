@@ -40,8 +40,9 @@ LOG_FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
 LIMITS = ("num_timesteps", "max_episodes", "max_iters", "max_seconds")
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "gymnasium-robotics", "mpi4py")
 
-# Environments whose old versions, -v1 to -v3, no longer run, and what stands in for them. The -v4
-# have the dynamics of -v2 on today's MuJoCo; Pusher-v4 alone needs a MuJoCo below 3.
+# Environments whose old versions no longer run, and what stands in for those. The -v4 have the
+# dynamics of -v2 on today's MuJoCo; Pusher-v4 alone needs a MuJoCo below 3.
+OLD_VERSIONS = ("v1", "v2", "v3")
 STAND_INS = {
     **dict.fromkeys(
         ["Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
@@ -334,14 +335,16 @@ def resolve_env_id(env_id: str) -> str:
         if pattern.match(name):
             _import_provider(module, env_id)
     family, _, version = name.rpartition("-")
-    if family.removesuffix("Dense") in STAND_INS and version in ("v1", "v2", "v3"):
-        name = f"{family}-{STAND_INS[family.removesuffix('Dense')]}"
+    stand_in = STAND_INS.get(family.removesuffix("Dense"))
+    if stand_in and version in OLD_VERSIONS and not package:
+        name = f"{family}-{stand_in}"
         logger.log(f"{env_id} no longer runs: taking {name} instead")
     if name not in gym.registry:
-        for module in PROVIDERS:  # for their names
+        for module in PROVIDERS:  # an id of theirs that the patterns miss, or near ones
             with contextlib.suppress(ValueError):
                 _import_provider(module, env_id)
-        old = {f"{family}-{version}" for family in STAND_INS for version in ("v1", "v2", "v3")}
+    if name not in gym.registry:
+        old = {f"{family}-{version}" for family in STAND_INS for version in OLD_VERSIONS}
         near = near_names(name, gym.registry.keys() - old)
         raise ValueError(f"unknown environment {env_id!r}{did_you_mean(near)}")
     return package + name

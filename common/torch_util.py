@@ -129,7 +129,8 @@ def compile_function(function: Callable[..., Any], *example: torch.Tensor) -> Ca
     Raises:
         Exception: whatever torch raises where there is no C++ compiler, or no way to trace.
     """
-    with torch.no_grad(), warnings.catch_warnings():
+    # Whether something is compiled must not show in what is drawn later
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch's compiler deprecates in torch is its affair
         graph = make_fx(function)(*example)
         compiled = torch._inductor.standalone_compile(

@@ -8,6 +8,7 @@ Dimension letters: T steps of a rank's segment, N rows of a minibatch, P distrib
 """
 
 import math
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +39,7 @@ Batch = dict[str, Tensor]
 Callback = Callable[[dict[str, Any], dict[str, Any]], None]
 
 LOSS_NAMES = ["pol_surr", "pol_entpen", "vf_loss", "kl", "ent"]
+RMS_SUMS = ("runningsum", "runningsumsq", "count")
 SCHEDULES = ("constant", "linear")
 # Compiling takes some 10 seconds and saves 0.6 ms an update or more. It is decided by a number that
 # a second run has too, never by the clock, because compiled gradients differ in the last bits.
@@ -57,6 +59,7 @@ def traj_segment_generator(
     stochastic: bool,
     *,
     bootstrap_gamma: float | None = None,
+    carry: dict[str, Any] | None = None,
 ) -> Iterator[Segment]:
     """Yield segments of `horizon` steps, for ever, the environment going on from one to the next.
 
@@ -70,6 +73,7 @@ def traj_segment_generator(
         stochastic: sample actions; else take the most likely.
         bootstrap_gamma: where a time limit cut an episode, add this times the value of the
             observation after the last to the stored reward. None: a cut is an end.
+        carry: another generator's, to go on from where it stood, the environment being there too.
 
     Yields:
         a dict whose arrays are written anew for the next segment:
@@ -78,14 +82,20 @@ def traj_segment_generator(
         ac, prevac: (T, *ac_shape), the action and the one before it.
         nextvpred: the value after the last step, 0 if an episode ended there.
         ep_rets, ep_lens: returns and lengths of the episodes that ended in the segment.
+        carry: what the next segment begins with.
 
     Raises:
         ValueError: for an observation of another shape than the space's.
         FloatingPointError: for a reward or an observation that is not finite.
     """
-    ac = env.action_space.sample()  # stands as `prevac` of the very first step
-    ob, _ = env.reset()
-    new = True
+    if carry is None:
+        ac = env.action_space.sample()  # stands as `prevac` of the very first step
+        ob, _ = env.reset()
+        new = True
+        cur_ep_ret, cur_ep_len = 0.0, 0
+    else:
+        ob, new, ac, vpred, prevac = (carry[key] for key in ("ob", "new", "ac", "vpred", "prevac"))
+        cur_ep_ret, cur_ep_len = carry["cur_ep_ret"], carry["cur_ep_len"]
     ob_shape = env.observation_space.shape or ()
     obs = np.empty((horizon, *ob_shape), np.asarray(ob).dtype)  # may differ from the space's
     rews = np.zeros(horizon, np.float32)
@@ -93,21 +103,27 @@ def traj_segment_generator(
     news = np.zeros(horizon, np.int32)
     acs = np.empty((horizon, *np.shape(ac)), np.asarray(ac).dtype)
     prevacs = acs.copy()
-    cur_ep_ret, cur_ep_len = 0.0, 0
     ep_rets: list[float] = []
     ep_lens: list[int] = []
 
+    has_acted = carry is not None
     i = 0
     while True:
         if np.shape(ob) != ob_shape:
             raise ValueError(f"observation of shape {np.shape(ob)}, but the space says {ob_shape}")
-        prevac = ac
-        ac, vpred = pi.act(stochastic, ob)
+        if not has_acted:
+            prevac = ac
+            ac, vpred = pi.act(stochastic, ob)
+        has_acted = False
         if i == horizon:
             check_finite(obs)
             yield {
                 "ob": obs, "rew": rews, "vpred": vpreds, "new": news, "ac": acs, "prevac": prevacs,
                 "nextvpred": vpred * (1 - new), "ep_rets": ep_rets, "ep_lens": ep_lens,
+                "carry": {
+                    "ob": ob, "new": new, "ac": ac, "vpred": vpred, "prevac": prevac,
+                    "cur_ep_ret": cur_ep_ret, "cur_ep_len": cur_ep_len,
+                },
             }  # fmt: skip
             ep_rets, ep_lens = [], []
             i = 0
@@ -322,6 +338,7 @@ def learn(
     clip_schedule: str = "constant",
     bootstrap_truncated: bool = False,
     compile: bool | None = None,
+    state: dict[str, Any] | None = None,
     comm: MPI.Comm | None = None,
 ) -> Policy:
     """Train a policy and return it.
@@ -351,7 +368,9 @@ def learn(
         schedule: 'linear' anneals the learning rate to 0 over `max_timesteps`.
         clip_schedule: likewise the clip range.
         bootstrap_truncated: value the state behind a time limit rather than call it an end.
-        compile: compile the gradient, or do not; None decides by what is expected to finish first.
+        compile: compile the update, or do not; None decides by what is expected to finish first.
+        state: what `learner_state` gave on this rank, to go on from there. If it holds no `carry`,
+            the environment begins a fresh episode.
         comm: the ranks; None is COMM_WORLD.
 
     Collective: every rank must call it, with the same arguments.
@@ -375,19 +394,27 @@ def learn(
     adam = MpiAdam(pi.get_trainable_variables(), epsilon=adam_epsilon, comm=comm)
     adam.sync()
     lossandgrad = LossAndGrad(pi, entcoeff, adam.theta)
-    options = {"bootstrap_gamma": gamma} if bootstrap_truncated else {}
+    saved = {} if state is None else state
+    options: dict[str, Any] = {"bootstrap_gamma": gamma} if bootstrap_truncated else {}
+    if "carry" in saved:
+        options["carry"] = saved["carry"]
     seg_gen = traj_segment_generator(pi, env, timesteps_per_actorbatch, stochastic=True, **options)
     monitor = find_monitor(env)
 
-    episodes_so_far = 0
-    timesteps_so_far = 0
-    iters_so_far = 0
-    tstart = time.time()
-    lenbuffer: deque[int] = deque(maxlen=100)  # of the last 100 episodes over all ranks, as the
-    rewbuffer: deque[float] = deque(maxlen=100)  # learner sees them,
-    truelenbuffer: deque[int] = deque(maxlen=100)  # and as Monitor sees them: whole games, with
-    truerewbuffer: deque[float] = deque(maxlen=100)  # rewards neither clipped nor scaled
+    episodes_so_far = saved.get("episodes_so_far", 0)
+    timesteps_so_far = saved.get("timesteps_so_far", 0)
+    iters_so_far = saved.get("iters_so_far", 0)
+    tstart = time.time() - saved.get("time_elapsed", 0.0)
+    # Of the last 100 episodes over all ranks, as the learner sees them ...
+    lenbuffer: deque[int] = deque(saved.get("lenbuffer", ()), maxlen=100)
+    rewbuffer: deque[float] = deque(saved.get("rewbuffer", ()), maxlen=100)
+    # ... and as Monitor does: whole games, their rewards neither clipped nor scaled
+    truelenbuffer: deque[int] = deque(saved.get("truelenbuffer", ()), maxlen=100)
+    truerewbuffer: deque[float] = deque(saved.get("truerewbuffer", ()), maxlen=100)
     episodes_monitored = 0
+    seg: Segment | None = None
+    if state is not None:
+        restore_learner(pi, adam, state)
 
     with notes_on_errors(lambda: f"in iteration {iters_so_far} on rank {comm.Get_rank()}"):
         while True:
@@ -414,6 +441,7 @@ def learn(
             logger.log(f"********** Iteration {iters_so_far} ************")
 
             # Collect a segment
+            is_first = seg is None
             seg = next(seg_gen)
             add_vtarg_and_adv(seg, gamma, lam)
             batchsize = optim_batchsize or len(seg["ob"])
@@ -421,7 +449,7 @@ def learn(
             if hasattr(pi, "ob_rms"):
                 pi.ob_rms.update(seg["ob"])
             columns = make_columns(pi, seg)
-            if iters_so_far == 0:
+            if is_first:
                 updates = check_same_updates(comm, optim_epochs * num_minibatches)
                 iterations = max_iters or max_timesteps / (len(seg["ob"]) * comm.Get_size())
                 if compile or (compile is None and updates * iterations > UPDATES_WORTH_COMPILING):
@@ -484,6 +512,75 @@ def learn(
             if comm.Get_rank() == 0:
                 logger.dump_tabular()
     return pi
+
+
+def learner_state(local: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state of training: what all ranks share, and what is this rank's own.
+
+    The two in one dict are what `learn` takes as `state` in order to go on as if it had never
+    stopped. The environment's own state is not among them, nor is what belongs to it, `carry`,
+    before the first segment.
+
+    Args:
+        local: `learn`'s locals, as a callback gets them.
+    """
+    pi, adam, seg = local["pi"], local["adam"], local["seg"]
+    counters = ("iters_so_far", "timesteps_so_far", "episodes_so_far")
+    buffers = ("lenbuffer", "rewbuffer", "truelenbuffer", "truerewbuffer")
+    shared = {
+        **{name: local[name] for name in counters},
+        **{name: list(local[name]) for name in buffers},
+        "time_elapsed": time.time() - local["tstart"],
+        "theta": adam.getflat(), "adam_m": adam.m, "adam_v": adam.v, "adam_t": adam.t,
+    }  # fmt: skip
+    if hasattr(pi, "ob_rms"):
+        shared["ob_rms"] = {name: getattr(pi.ob_rms, name) for name in RMS_SUMS}
+    own: dict[str, Any] = {"random": random_states(pi)}
+    if seg is not None and "carry" in seg:
+        own["carry"] = seg["carry"]
+    return shared, own
+
+
+def restore_learner(pi: Policy, adam: MpiAdam, state: dict[str, Any]) -> None:
+    """Set policy, optimizer and all random states from `state`.
+
+    Raises:
+        ValueError: if the network is another one.
+    """
+    if state["theta"].shape != adam.m.shape:
+        raise ValueError(
+            f"the saved network has {len(state['theta'])} weights, this one {len(adam.m)}"
+        )
+    adam.setfromflat(state["theta"])
+    adam.m[:], adam.v[:], adam.t = state["adam_m"], state["adam_v"], state["adam_t"]
+    if hasattr(pi, "ob_rms"):
+        for name, value in state["ob_rms"].items():
+            getattr(pi.ob_rms, name)[...] = value
+        pi.ob_rms.refresh()
+    if "random" in state:
+        set_random_states(pi, state["random"])
+
+
+def random_states(pi: Policy) -> dict[str, Any]:
+    """Return the states of all generators that training draws from, on this rank."""
+    states = {
+        "numpy": np.random.get_state(legacy=False),
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+    }
+    if hasattr(pi, "rng"):
+        states["policy"] = pi.rng.bit_generator.state
+    return states
+
+
+def set_random_states(pi: Policy, states: dict[str, Any]) -> None:
+    """Set what `random_states` returned; tuples may have become lists, and tensors arrays."""
+    np.random.set_state(states["numpy"])
+    version, internal, gauss_next = states["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    torch.set_rng_state(torch.as_tensor(states["torch"]))
+    if hasattr(pi, "rng"):
+        pi.rng.bit_generator.state = states["policy"]
 
 
 def check_hyperparameters(values: dict[str, Any]) -> None:

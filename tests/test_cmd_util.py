@@ -185,6 +185,10 @@ def test_an_unknown_environment_gets_near_names(env_id, message):
         cmd_util.resolve_env_id(env_id)
 
 
+def test_an_id_of_a_provider_is_found_by_any_name():
+    assert cmd_util.resolve_env_id("Pong-v4") == "Pong-v4"
+
+
 def test_a_game_must_show_each_frame_as_an_image():
     assert cmd_util.resolve_game_id("PongNoFrameskip-v4") == "PongNoFrameskip-v4"
     for env_id in ("Pong-v4", "ALE/Pong-v5", "Pong-ramNoFrameskip-v4", "PongDeterministic-v4",

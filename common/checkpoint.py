@@ -1,0 +1,246 @@
+"""Checkpoints: one file a save for the whole job, written whole or not at all, read without trust.
+
+A file is a magic number, a format version, a SHA-256 over all the rest, and what `torch.save`
+wrote. `torch.load(weights_only=True)` reads it: no pickle of a stranger is ever executed.
+"""
+
+import hashlib
+import io
+import os
+import re
+import signal
+import struct
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from common import logger
+
+MAGIC = b"ppo1 checkpoint\n"
+FORMAT = 1
+HEADER = struct.Struct(f"{len(MAGIC)}sI32s")  # magic, format, digest
+NAME = re.compile(r"iteration-\d{9}\.ckpt")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or not one for this run; the message is one line."""
+
+
+class StopRequested(Exception):
+    """Raised on all ranks together, after a save, once any rank has had a signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+# ---- Files --------------------------------------------------------------------------------------
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` to `path`: under another name first, then synced, then renamed.
+
+    Args:
+        path: of the file; its folder is made if needed.
+        content: of dicts, lists, tuples, numbers, strings, bytes, None, NumPy arrays and tensors.
+
+    Raises:
+        OSError: if that fails; a file that was there before is as it was.
+    """
+    buffer = io.BytesIO()
+    torch.save(to_plain(content), buffer)
+    payload = buffer.getvalue()
+    digest = hashlib.sha256(MAGIC + struct.pack("I", FORMAT) + payload).digest()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(HEADER.pack(MAGIC, FORMAT, digest))
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what `write_checkpoint` was given, arrays as NumPy arrays, tuples as lists.
+
+    Raises:
+        CheckpointError: if the file is missing, cut, altered, of another format, or not plain data.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from error
+    if not data.startswith(MAGIC) or len(data) < HEADER.size:
+        raise CheckpointError(f"{path} is not a checkpoint")
+    _, version, digest = HEADER.unpack(data[: HEADER.size])
+    payload = data[HEADER.size :]
+    if hashlib.sha256(MAGIC + struct.pack("I", version) + payload).digest() != digest:
+        raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not hold")
+    if version != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} has format {version}; this program reads {FORMAT}"
+        )
+    try:
+        content = from_plain(torch.load(io.BytesIO(payload), weights_only=True))
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path} holds something else than plain data") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"checkpoint {path} holds no run")
+    return content
+
+
+def to_plain(value: Any) -> Any:
+    """Return `value` with arrays and bytes as tensors, and other containers as lists."""
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value).copy().reshape(value.shape))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, bytes):
+        return {"bytes": torch.frombuffer(bytearray(value), dtype=torch.uint8)} if value else b""
+    if value is None or isinstance(value, str | int | float | torch.Tensor):
+        return value
+    if isinstance(value, Iterable):
+        return [to_plain(item) for item in value]
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def from_plain(value: Any) -> Any:
+    """Return `value` with tensors as arrays, and those that were bytes as bytes."""
+    if isinstance(value, dict):
+        if value.keys() == {"bytes"} and isinstance(value["bytes"], torch.Tensor):
+            return value["bytes"].numpy().tobytes()
+        return {key: from_plain(item) for key, item in value.items()}
+    if isinstance(value, torch.Tensor):
+        return value.numpy()
+    if isinstance(value, list):
+        return [from_plain(item) for item in value]
+    return value
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, the newest first."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return [folder / name for name in sorted(filter(NAME.fullmatch, names), reverse=True)]
+
+
+def read_newest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the newest good checkpoint in `folder` and its content; a bad one is passed over.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    files = checkpoint_files(folder)
+    for path in files:
+        try:
+            return path, read_checkpoint(path)
+        except CheckpointError as error:
+            logger.log(f"{error}; trying the one before it")
+    raise CheckpointError(f"no {'good ' if files else ''}checkpoint in {folder}")
+
+
+# ---- Saving while a run goes on -----------------------------------------------------------------
+
+
+class Checkpointer:
+    """A callback for `learn` that saves every so many iterations, at the end, and on a signal.
+
+    A signal (TERM, INT, USR1) to any rank stops all of them at the next iteration's start, saved.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        interval: int,
+        keep: int,
+        collect: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]],
+        header: dict[str, Any],
+        comm: MPI.Comm | None = None,
+    ) -> None:
+        """Take over the signals.
+
+        Args:
+            folder: of the checkpoints.
+            interval: iterations from one save to the next; 0 saves at the end and on signals alone.
+            keep: how many files to keep, at least 1.
+            collect: returns, from `learn`'s locals, what all ranks share and this rank's own part.
+            header: what else a file holds: arguments, versions and the like.
+            comm: the ranks; None is COMM_WORLD.
+        """
+        self.folder, self.interval, self.keep = folder, interval, keep
+        self.collect, self.header = collect, header
+        self.comm = MPI.COMM_WORLD if comm is None else comm
+        self.signum = 0
+        self.last_saved: int | None = None
+        self.local: dict[str, Any] = {}
+        self.previous_handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        if self.signum:  # somebody is in a hurry: the second one ends the process
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        self.signum = signum
+
+    def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> None:
+        """Save if it is time to; called by `learn` at the top of each iteration.
+
+        Collective: every rank must call it.
+
+        Raises:
+            StopRequested: on all ranks, if one has had a signal.
+        """
+        self.local = local
+        iteration = local["iters_so_far"]
+        if self.last_saved is None:
+            self.last_saved = iteration  # where this process began
+        signum = self.comm.allreduce(self.signum, op=MPI.MAX)
+        if signum or (self.interval and iteration - self.last_saved >= self.interval):
+            self.save()
+        if signum:
+            raise StopRequested(signum)
+
+    def save(self) -> None:
+        """Save what `learn` last showed, unless that is saved already.
+
+        A write that fails is a warning: training goes on, and the file before it stays.
+
+        Collective: every rank must call it.
+        """
+        iteration = self.local["iters_so_far"]
+        shared, own = self.collect(self.local)
+        ranks = self.comm.gather(own)
+        self.last_saved = iteration
+        if ranks is None:
+            return
+        path = self.folder / f"iteration-{iteration:09d}.ckpt"
+        try:
+            write_checkpoint(path, {**self.header, "shared": shared, "ranks": ranks})
+            for old in checkpoint_files(self.folder)[self.keep :]:
+                old.unlink()
+        except OSError as error:
+            logger.warn(f"WARNING: checkpoint {path} was not written: {error}")
+
+    def close(self) -> None:
+        """Give the signals back to those who handled them before."""
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
