@@ -113,7 +113,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, bytes):
-        return {"bytes": torch.frombuffer(bytearray(value), dtype=torch.uint8)} if value else b""
+        return {"bytes": torch.from_numpy(np.frombuffer(value, np.uint8).copy())}
     if value is None or isinstance(value, str | int | float | torch.Tensor):
         return value
     if isinstance(value, Iterable):
