@@ -19,8 +19,8 @@ from mpi4py import MPI
 from common import cmd_util
 from common.atari_wrappers import FrameStack, make_atari, wrap_deepmind
 from common.misc_util import set_global_seeds
-from common.monitor import Monitor
 from common.mpi_util import offset_seed
+from common.run import run
 from ppo1 import pposgd_simple
 from ppo1.cnn_policy import CnnPolicy
 
@@ -68,7 +68,7 @@ def make_env(args: argparse.Namespace, seed: int | None) -> gym.Env:
     rank = MPI.COMM_WORLD.Get_rank()
     seed = offset_seed(seed, rank=rank, stride=10000)
     set_global_seeds(seed)
-    game = Monitor(make_atari(args.env), cmd_util.monitor_path(rank), allow_early_resets=True)
+    game = cmd_util.monitored(make_atari(args.env), rank)
     env = wrap_deepmind(game, clip_rewards=args.clip_rewards)
     if args.frame_stack != 1:
         env = FrameStack(env, args.frame_stack)
@@ -86,7 +86,7 @@ def make_policy(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line `argv` says; None is the process's own."""
-    cmd_util.run(
+    run(
         arg_parser(),
         PRESETS,
         argv,

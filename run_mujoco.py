@@ -18,6 +18,7 @@ from mpi4py import MPI
 
 from common import cmd_util
 from common.mpi_util import offset_seed
+from common.run import run
 from ppo1 import pposgd_simple
 from ppo1.mlp_policy import MlpPolicy
 
@@ -79,7 +80,7 @@ def make_policy(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line `argv` says; None is the process's own."""
-    cmd_util.run(
+    run(
         arg_parser(),
         PRESETS,
         argv,

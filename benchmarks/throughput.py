@@ -11,7 +11,8 @@ go to a CSV, and the tables in README.md are made from that CSV.
 """
 
 import argparse
-import csv
+import contextlib
+import importlib.metadata
 import json
 import math
 import os
@@ -29,7 +30,8 @@ from typing import Any
 
 # Nothing of ours but this: the file also runs in the peer's interpreter, and the process that
 # starts the ranks must not be an MPI process itself.
-from throughput_report import COLUMNS, Row, fill_between_markers, read_csv, render, sentence, write_csv
+import throughput_report as tables
+from throughput_report import COLUMNS, Row
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "throughput.csv"
@@ -43,6 +45,7 @@ ALLREDUCE_FLOATS = (1, 11_000, 1_700_000)  # latency; about the MLP's and the CN
 ALLREDUCE_RANKS = (2, 4)
 QUICK_FLAGS = ("--timesteps-per-actorbatch", "256", "--optim-epochs", "2")
 WARMUP = 2  # iterations before those that count: the first compiles
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "mpi4py")
 CASE_SECONDS = 900  # after which a case is given up
 # MPI calls that are timed; those that learning does not make cost nothing.
 COLLECTIVES = (
@@ -55,27 +58,45 @@ Span = tuple[float, float]  # begin and end, on the clock that all processes of 
 def arg_parser() -> argparse.ArgumentParser:
     """Return the parser of this script's flags."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    for name, options in {
-        "--env": dict(metavar="ID,ID", type=lambda text: text.split(","),
-                      help="only these, MuJoCo's or Atari's (default: all cases)"),
-        "--ranks": dict(metavar="N,N", type=positive_numbers,
-                        help="numbers of ranks (default: 1,2,4 for MuJoCo, 1 for Atari)"),
-        "--iterations": dict(metavar="N", type=positive_number,
-                             help="iterations that count (default: 12 for MuJoCo, 8 for Atari)"),
+    flags: dict[str, dict[str, Any]] = {
+        "--env": dict(
+            metavar="ID,ID",
+            type=lambda text: text.split(","),
+            help="only these, MuJoCo's or Atari's (default: all cases)",
+        ),
+        "--ranks": dict(
+            metavar="N,N",
+            type=positive_numbers,
+            help="numbers of ranks (default: 1,2,4 for MuJoCo, 1 for Atari)",
+        ),
+        "--iterations": dict(
+            metavar="N",
+            type=positive_number,
+            help="iterations that count (default: 12 for MuJoCo, 8 for Atari)",
+        ),
         "--seed": dict(metavar="N", type=int, default=0, help="of every case (default: 0)"),
         "--allreduce": dict(action="store_true", help="measure Allreduce alone"),
         "--peer": dict(choices=["sb3"], help="measure Stable-Baselines3's PPO beside ours"),
-        "--peer-python": dict(metavar="PATH", default=sys.executable,
-                              help="the interpreter that has the peer (default: this one)"),
-        "--quick": dict(action="store_true",
-                        help="few and short iterations, eager: shows only that all works"),
-        "--out": dict(metavar="CSV", type=Path,
-                      help="default: results/throughput.csv if all cases are measured, else none"),
-        "--tables": dict(action="store_true",
-                         help="measure nothing, make README.md's tables from the CSV again"),
+        "--peer-python": dict(
+            metavar="PATH",
+            default=sys.executable,
+            help="the interpreter that has the peer (default: this one)",
+        ),
+        "--quick": dict(
+            action="store_true", help="few and short iterations, eager: shows only that all works"
+        ),
+        "--out": dict(
+            metavar="CSV",
+            type=Path,
+            help="default: results/throughput.csv if all cases are measured, else none",
+        ),
+        "--tables": dict(
+            action="store_true", help="measure nothing, make README.md's tables from the CSV again"
+        ),
         "--worker": dict(metavar="FOLDER", type=Path, help=argparse.SUPPRESS),
-    }.items():
-        parser.add_argument(name, **options)  # fmt: skip
+    }  # fmt: skip
+    for name, options in flags.items():
+        parser.add_argument(name, **options)
     return parser
 
 
@@ -105,11 +126,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = list(measure(args, argv, everything=everything))
         out = args.out or (RESULTS if is_report else None)
         if out is not None:
-            write_csv(out, rows)
+            tables.write_csv(out, rows)
             print(f"Wrote {out}")
     if is_report:
-        text = render(read_csv(RESULTS))
-        fill_between_markers(README, text)
+        text = tables.render(tables.read_csv(RESULTS))
+        tables.fill_between_markers(README, text)
         print(f"Wrote the tables in {README}:\n\n{text}")
 
 
@@ -121,7 +142,7 @@ def measure(args: argparse.Namespace, argv: Sequence[str], *, everything: bool) 
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         for figures in measure_cases(args, everything=everything):
             row = {**dict.fromkeys(COLUMNS, ""), **common, **figures}
-            print(sentence(row), flush=True)
+            print(tables.sentence(row), flush=True)
             yield row
 
 
@@ -151,18 +172,19 @@ def is_atari(env: str) -> bool:
 
 def description(args: argparse.Namespace, argv: Sequence[str]) -> Row:
     """Return what all rows of a run share: machine, date and command, without anybody's paths."""
-    paths = {args.peer_python: "PYTHON", str(args.out): "CSV"}
-    words = [paths.get(word, word) for word in argv]
+    words = " ".join(argv).replace(args.peer_python, "PYTHON")
+    words = words.replace(str(args.out), "CSV") if args.out else words
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
     return {
         "seed": args.seed,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(usable) or os.cpu_count(),
         "cpu": cpu_model(),
         "machine": f"{platform.system()} {platform.machine()}",
         "load_before": round(os.getloadavg()[0], 2),
+        "versions": versions(),
+        "commit": git_commit(),
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "command": " ".join(["python benchmarks/throughput.py", *words]),
+        "command": f"python benchmarks/throughput.py {words}".strip(),
     }
 
 
@@ -173,6 +195,25 @@ def cpu_model() -> str:
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
+
+
+def versions() -> str:
+    """Return the versions of Python and of the packages that decide the speed."""
+    installed = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[package] = importlib.metadata.version(package)
+    return ", ".join(f"{name} {version}" for name, version in installed.items())
+
+
+def git_commit() -> str:
+    """Return the commit of this checkout, "unknown" outside of one."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12",
+               "--exclude=*"]  # fmt: skip
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 # ---- Cases, in the process that starts the ranks -------------------------------------------------
@@ -248,16 +289,17 @@ def training_row(
     report = train(
         args, env, ranks, flags, iterations=iterations, split_iterations=split_iterations
     )
+    facts = report["facts"]
     cache = "warm" if (env, *flags) in compiled else "cold"
     compiled.add((env, *flags))
     return {
         "kind": "train",
         "environment": env,
         "ranks": ranks,
-        "compile_cache": cache if report["compiled"] else "",
         "iterations": iterations,
-        **report["facts"],
-        **training_figures(report["ranks"], report["facts"]["steps_per_iteration"]),
+        **facts,
+        "compile_cache": cache if facts["compiled"] else "",
+        **training_figures(report["ranks"], facts["steps_per_iteration"]),
         "startup_s": report["startup_s"],
         "peak_mib": max(rank["peak_mib"] for rank in report["ranks"]),
         **mean_split([split for rank in report["ranks"] for split in rank["splits"]]),
@@ -305,7 +347,7 @@ def allreduce_rows(ranks: int, *, blocks: int) -> Iterator[Row]:
     report = launch({"kind": "allreduce", "blocks": blocks}, ranks=ranks)
     for floats, seconds in report["seconds"]:
         figures = {"floats": floats, "allreduce_us": seconds * 1e6}
-        yield {"kind": "allreduce", "ranks": ranks, **figures, **report["facts"]}
+        yield {"kind": "allreduce", "ranks": ranks, **figures, "mpi": report["mpi"]}
 
 
 def peer_is_there(python: str) -> bool:
@@ -478,104 +520,113 @@ def train_worker(spec: Row, folder: Path) -> Row | None:
     Collective: every rank must call it.
     """
     import torch
-    from mpi4py import MPI
 
     import run_atari
     import run_mujoco
-    from common import cmd_util, logger
+    from common import cmd_util
     from common.mpi_util import abort_job_on_error
+
+    torch.set_num_threads(1)
+    script, preset = (run_atari, "baselines") if is_atari(spec["env"]) else (run_mujoco, "mujoco")
+    iterations = WARMUP + spec["iterations"] + spec["split_iterations"]
+    with abort_job_on_error():
+        args = cmd_util.parse_args(
+            script.arg_parser(),
+            script.PRESETS,
+            ["--env", spec["env"], "--preset", preset, "--seed", str(spec["seed"]),
+             # Such an end needs a constant stepsize, which costs what a falling one does.
+             "--max-iters", str(iterations), "--schedule", "constant", *spec["flags"]],
+        )  # fmt: skip
+        recorder = record_training(script, args, spec, folder)
+        by_rank = recorder.comm.gather(
+            {
+                "train": recorder.train[WARMUP:],
+                "alone": recorder.alone[WARMUP:],
+                "splits": recorder.splits,
+                "peak_mib": recorder.peak_mib,
+            }
+        )
+        return None if by_rank is None else training_report(recorder, args, spec, by_rank)
+    return None  # where the abort of the job has yet to arrive
+
+
+def record_training(script: Any, args: argparse.Namespace, spec: Row, folder: Path) -> Recorder:
+    """Run `learn` and return the times of this rank. Collective: every rank must call it."""
+    from mpi4py import MPI
+
+    from common import logger
     from ppo1 import pposgd_simple
 
     class Comm(MPI.Intracomm):
         """COMM_WORLD, but with methods that can be replaced by timed ones."""
 
-    script, preset = (run_atari, "baselines") if is_atari(spec["env"]) else (run_mujoco, "mujoco")
-    plain = WARMUP + spec["iterations"]
-    with abort_job_on_error():
-        torch.set_num_threads(1)
-        comm = Comm(MPI.COMM_WORLD)
-        # An end after some iterations needs a constant stepsize, which costs as much as another.
-        limits = ["--max-iters", str(plain + spec["split_iterations"]), "--schedule", "constant"]
-        args = cmd_util.parse_args(
-            script.arg_parser(),
-            script.PRESETS,
-            ["--env", spec["env"], "--preset", preset, "--seed", str(spec["seed"]),
-             *limits, *spec["flags"]],
-        )  # fmt: skip
+    comm = Comm(MPI.COMM_WORLD)
 
-        def make_env(name: str) -> Any:
-            logger.configure(str(folder / name), None if comm.Get_rank() else args.log_format)
-            return script.make_env(args, args.seed)  # seeds this rank too
+    def make_env(name: str) -> Any:
+        logger.configure(str(folder / name), None if comm.Get_rank() else args.log_format)
+        return script.make_env(args, args.seed)  # seeds this rank too
 
-        def policy_fn(*spaces: Any) -> Any:
-            pi = script.make_policy(args, *spaces)
-            if hasattr(pi, "ob_rms"):
-                pi.ob_rms.comm = comm  # to be timed as well
-            return pi
+    def policy_fn(*name_and_spaces: Any) -> Any:
+        pi = script.make_policy(args, *name_and_spaces)
+        if hasattr(pi, "ob_rms"):
+            pi.ob_rms.comm = comm  # to be timed as well
+        return pi
 
-        env_alone = make_env("alone")
-        actions = [env_alone.action_space.sample() for _ in range(args.timesteps_per_actorbatch)]
-        env_alone.reset()
+    def step_alone() -> None:
+        for action in actions:
+            _, _, terminated, truncated, _ = env_alone.step(action)
+            if terminated or truncated:
+                env_alone.reset()
 
-        def step_alone() -> None:
-            for action in actions:
-                _, _, terminated, truncated, _ = env_alone.step(action)
-                if terminated or truncated:
-                    env_alone.reset()
+    env_alone = make_env("alone")
+    actions = [env_alone.action_space.sample() for _ in range(args.timesteps_per_actorbatch)]
+    env_alone.reset()
+    env = make_env("run")
+    recorder = Recorder(comm, WARMUP + spec["iterations"], step_alone)
+    generator = pposgd_simple.traj_segment_generator
+    pposgd_simple.traj_segment_generator = recorder.segments(generator)
+    hyperparameters = {name: getattr(args, name) for name in pposgd_simple.HYPERPARAMETERS}
+    overrides = {"compile": spec["compile"], "callback": recorder, "comm": comm}
+    pposgd_simple.learn(env, policy_fn, **{**hyperparameters, **overrides})
+    env.close()
+    env_alone.close()
+    logger.reset()
+    return recorder
 
-        recorder = Recorder(comm, plain, step_alone)
-        original = pposgd_simple.traj_segment_generator
-        pposgd_simple.traj_segment_generator = recorder.segments(original)
-        hyperparameters = {name: getattr(args, name) for name in pposgd_simple.HYPERPARAMETERS}
-        overrides = {"compile": spec["compile"], "callback": recorder, "comm": comm}
-        pi = pposgd_simple.learn(make_env("run"), policy_fn, **{**hyperparameters, **overrides})
-        logger.reset()
 
-        times = {
-            "train": recorder.train[WARMUP:], "alone": recorder.alone[WARMUP:],
-            "splits": recorder.splits, "peak_mib": recorder.peak_mib,
-        }  # fmt: skip
-        by_rank = comm.gather(times)
-    if by_rank is None:
-        return None
-    compiled = recorder.learner["lossandgrad"].compiled is not None
+def training_report(
+    recorder: Recorder, args: argparse.Namespace, spec: Row, by_rank: Sequence[Row]
+) -> Row:
+    """Return what the worker reports, on the first rank."""
+    import torch
+
     # Until the first iteration is over, less what an iteration and the block before it take anyway
     usual = median(duration([span]) for span in recorder.train[WARMUP:])
     first_end = recorder.train[0][1] - duration([recorder.alone[0]]) - usual
-    steps = args.timesteps_per_actorbatch
     is_mlp = hasattr(args, "hid_size")
+    steps = args.timesteps_per_actorbatch
     return {
         "ranks": by_rank,
-        "compiled": compiled,
         "startup_s": first_end - spec["launched"],
         "hyperparameters": vars(args),
         "facts": {
-            "preset": preset,
+            "preset": args.preset,
             "network": f"{args.num_hid_layers} x {args.hid_size}" if is_mlp else args.kind,
-            "parameters": sum(p.numel() for p in pi.get_trainable_variables()),
-            "compiled": int(compiled),
+            "parameters": sum(p.numel() for p in recorder.learner["pi"].get_trainable_variables()),
+            "compiled": int(recorder.learner["lossandgrad"].compiled is not None),
             "steps_per_iteration": steps,
             "updates_per_iteration": args.optim_epochs * (steps // args.optim_batchsize),
-            **software(),
+            "threads": torch.get_num_threads(),
+            "mpi": mpi_library(),
         },
     }
 
 
-def software() -> Row:
-    """Return versions, threads and commit, on a rank."""
-    import torch
+def mpi_library() -> str:
+    """Return name and version of the MPI that the ranks run on."""
     from mpi4py import MPI
 
-    from common import cmd_util
-
-    torch.set_num_threads(1)
-    versions = cmd_util.package_versions()
-    return {
-        "threads": torch.get_num_threads(),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "mpi": " ".join(MPI.Get_library_version().split("\n")[0].split()),
-        "commit": cmd_util.git_commit() or "",
-    }
+    return " ".join(MPI.Get_library_version().split("\n")[0].split())
 
 
 def allreduce_worker(spec: Row, _: Path) -> Row | None:
@@ -599,7 +650,7 @@ def allreduce_worker(spec: Row, _: Path) -> Row | None:
                 comm.Allreduce(MPI.IN_PLACE, vector, op=MPI.SUM)
             blocks.append(comm.allreduce(time.perf_counter() - start, op=MPI.MAX) / calls)
         seconds.append((floats, median(blocks[1:])))  # the first one opens the connections
-    return {"seconds": seconds, "facts": software()} if comm.Get_rank() == 0 else None
+    return {"seconds": seconds, "mpi": mpi_library()} if comm.Get_rank() == 0 else None
 
 
 def sb3_worker(spec: Row, _: Path) -> Row:

@@ -306,7 +306,7 @@ def growth(train: Sequence[Row], allreduce: Sequence[Row]) -> Iterator[str]:
 
 def scaling_lines(train: Sequence[Row]) -> list[Sequence[str]]:
     """Return table lines for the environments that were measured on one rank and on more."""
-    lines = []
+    lines: list[Sequence[str]] = []
     for environment in dict.fromkeys(row["environment"] for row in train):
         numbers = sorted({row["ranks"] for row in train if row["environment"] == environment})
         if numbers[0] != 1 or len(numbers) == 1:
@@ -341,8 +341,8 @@ def many_ranks(rows: Iterable[Row], here: tuple[float, float]) -> Iterator[str]:
         for name, (latency, bandwidth) in links.items()
     )
     yield (
-        "**Many ranks.** The model of one update's Allreduce on p ranks is T(p) = 2 log2(p) latency "
-        "+ 2 (p - 1) / p bytes / bandwidth, the rest of an iteration what one rank takes here. "
+        "**Many ranks.** By the model, an update's Allreduce on p ranks takes T(p) = 2 log2(p) "
+        "latency + 2 (p - 1) / p bytes / bandwidth, the rest of an iteration what it takes here. "
         "Latency of a message and bandwidth of a rank, measured for the first link and assumed for "
         f"the others: {described}. Not in the model: waiting for the slowest rank, and ranks that "
         "share a link, which divide its bandwidth. It says that Allreduce takes of an iteration:"

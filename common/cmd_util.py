@@ -1,4 +1,4 @@
-"""Command lines, environments by name, and the run itself: what both scripts share.
+"""Command lines, and environments by name: what both scripts share before a run begins.
 
 Source: baselines/common/cmd_util.py @ ea25b9e.
 Differs: presets; every rank's environment has a seed of its own; the run's folder holds the
@@ -8,37 +8,34 @@ configuration beside the logs; a bad value ends all ranks with one message and e
 import argparse
 import contextlib
 import difflib
-import functools
 import importlib
 import importlib.metadata
 import io
-import json
 import math
 import os
-import platform
 import re
-import secrets
-import subprocess
 import sys
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import gymnasium as gym
-import torch
 from mpi4py import MPI
 
 from common import logger
+from common.checkpoint import CheckpointError, checkpoint_files, read_checkpoint, read_newest
 from common.misc_util import set_global_seeds
 from common.monitor import Monitor
-from common.mpi_util import abort_job_on_error, agree, offset_seed
+from common.mpi_util import offset_seed
 
 LOG_FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
+# Arguments that may differ when a run is resumed: they do not touch what is computed.
+FREE_ARGUMENTS = {
+    "resume", "override", "save_interval", "keep", "stall_timeout", "log_format", "log_path",
+}  # fmt: skip
 LIMITS = ("num_timesteps", "max_episodes", "max_iters", "max_seconds")
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "gymnasium-robotics", "mpi4py")
 
 # Environments whose old versions no longer run, and what stands in for those. The -v4 have the
 # dynamics of -v2 on today's MuJoCo; Pusher-v4 alone needs a MuJoCo below 3.
@@ -146,6 +143,22 @@ def whole_number(text: str) -> int:
     raise argparse.ArgumentTypeError(f"need a whole number, got {text!r}")
 
 
+def whole_number_from_0(text: str) -> int:
+    """Return an integer of at least 0 from its text, which may be a float's."""
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        if whole_number(text) >= 0:
+            return whole_number(text)
+    raise argparse.ArgumentTypeError(f"need a whole number of at least 0, got {text!r}")
+
+
+def number_from_0(text: str) -> float:
+    """Return a finite number of at least 0 from its text."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"need a number of at least 0, got {text!r}")
+
+
 def positive_whole_number(text: str) -> int:
     """Return an integer above 0 from its text, which may be a float's."""
     with contextlib.suppress(argparse.ArgumentTypeError):
@@ -205,6 +218,17 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
     formats = os.environ.get("OPENAI_LOG_FORMAT", "stdout,log,csv")
     run.add_argument("--log-format", type=log_formats, default=formats, metavar="F,F",
                      help=f"some of {','.join(LOG_FORMATS)}")  # fmt: skip
+    saving = parser.add_argument_group("saving")
+    saving.add_argument("--save-interval", type=whole_number_from_0, default=50, metavar="N",
+                        help="iterations between checkpoints; 0: at the end")  # fmt: skip
+    saving.add_argument("--keep", type=positive_whole_number, default=3, metavar="N",
+                        help="checkpoints kept")  # fmt: skip
+    saving.add_argument("--resume", nargs="?", const="", metavar="PATH",
+                        help="go on in this run's folder, or --log-path's")  # fmt: skip
+    saving.add_argument("--override", action="store_true",
+                        help="resume although flags differ from the saved")  # fmt: skip
+    saving.add_argument("--stall-timeout", type=number_from_0, default=600.0, metavar="X",
+                        help="end after X s without progress; 0: never")  # fmt: skip
     return parser, run
 
 
@@ -250,6 +274,12 @@ def add_ppo_flags(parser: ArgumentParser, presets: Iterable[str]) -> None:
                          help=f"{text}: constant or linear")  # fmt: skip
     ppo.add_argument("--bootstrap-truncated", action="store_true",
                      help="a time limit is not an episode's end")  # fmt: skip
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--compile", action=argparse.BooleanOptionalAction,
+                       help="the update; by default if the run is long")  # fmt: skip
+    speed.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N")
+    speed.add_argument("--threads", type=positive_whole_number, default=1, metavar="N",
+                       help="threads of a rank")  # fmt: skip
     parser.set_defaults(adam_epsilon=1e-5)
 
 
@@ -294,6 +324,9 @@ def _parse_args(
     if not {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
         parser.set_defaults(num_timesteps=None)  # to tell whether it is given
     args = parser.parse_args(argv)
+    args.checkpoint = None
+    if args.resume is not None and _take_saved_arguments(parser, args, argv):
+        return args
     limits = [flag(name) for name in LIMITS if getattr(args, name) is not None]
     if len(limits) > 1:
         parser.error(f"give one limit, not both {' and '.join(limits)}")
@@ -314,9 +347,70 @@ def _parse_args(
     return args
 
 
+def _take_saved_arguments(
+    parser: ArgumentParser, args: argparse.Namespace, argv: Sequence[str] | None
+) -> bool:
+    """Set `args` to those of the checkpoint that --resume means; return False if there is none yet.
+
+    `args.checkpoint` is then its content. Flags given must agree with the saved ones, unless
+    --override is given.
+    """
+    path = Path(args.resume or args.log_path or "")
+    if not args.resume and not args.log_path:
+        parser.error("--resume needs the run's folder: --resume PATH, or --log-path DIR")
+    if not args.resume and not checkpoint_files(path / "checkpoints"):
+        logger.log(f"No checkpoint in {path} yet: starting from the beginning")
+        return False
+    try:
+        if path.is_dir():
+            path, content = read_newest(path if checkpoint_files(path) else path / "checkpoints")
+        else:
+            content = read_checkpoint(path)
+        saved = content["arguments"]
+        folder = path.absolute().parents[1 if path.parent.name == "checkpoints" else 0]
+    except (CheckpointError, KeyError) as error:
+        parser.error(str(error) if isinstance(error, CheckpointError) else f"{path} holds no run")
+    unset = {action.dest: None for action in parser._actions}
+    given = argparse.Namespace(**dict.fromkeys(unset, argparse.SUPPRESS))
+    parser.parse_args(argv, given)
+    changed = {
+        name: value
+        for name, value in vars(given).items()
+        if value is not argparse.SUPPRESS
+        and name not in FREE_ARGUMENTS
+        and value not in (saved.get(name), saved.get(f"given_{name}"))
+    }
+    if changed and not args.override:
+        listed = ", ".join(f"{flag(k)} {v} (saved: {saved.get(k)})" for k, v in changed.items())
+        parser.error(f"differs from the run to resume: {listed}; --override to go on")
+    free = {name: value for name, value in vars(args).items() if name in FREE_ARGUMENTS}
+    vars(args).clear()
+    vars(args).update(saved | free | changed)
+    args.log_path = str(folder)
+    factor = getattr(args, "timesteps_factor", 1)
+    args.max_timesteps = int(args.num_timesteps * factor)
+    args.checkpoint = content
+    return True
+
+
 def flag(name: str) -> str:
     """Return the flag that sets an argument."""
     return "--" + name.replace("_", "-")
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception as one line for the user, with the remedy or the place if known."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        module = error.name.partition(".")[0]
+        text = f"module {error.name!r} is missing: pip install {INSTALL.get(module, module)}"
+    elif isinstance(error, OSError) and error.filename:
+        text = f"{error.strerror}: {error.filename!r}"
+    elif isinstance(error, ValueError | gym.error.Error):
+        text = str(error)
+    else:  # somebody's bug, whose traceback is not shown
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+    return " ".join(text.split())
 
 
 # ---- Environments -------------------------------------------------------------------------------
@@ -464,194 +558,12 @@ def _seed_and_monitor(
     set_global_seeds(seed)
     env.reset(seed=seed)  # later resets go on from here
     env.action_space.seed(seed)
-    return Monitor(env, monitor_path(rank), allow_early_resets=True, info_keywords=info_keywords)
+    return monitored(env, rank, info_keywords=info_keywords)
 
 
-def monitor_path(rank: int) -> str | None:
-    """Return the monitor's file name for a rank, without extension; None if there is no folder."""
+def monitored(env: gym.Env, rank: int, *, info_keywords: tuple[str, ...] = ()) -> Monitor:
+    """Return `env` under a monitor that writes RANK.monitor.csv in the run's folder, if any."""
     folder = logger.get_dir()
-    return os.path.join(folder, str(rank)) if folder else None
-
-
-# ---- The run ------------------------------------------------------------------------------------
-
-
-class Algorithm(Protocol):
-    """What `run` asks of a module that learns."""
-
-    @property
-    def HYPERPARAMETERS(self) -> tuple[str, ...]:
-        """Names of the arguments that `learn` takes as keywords."""
-
-    @property
-    def check_hyperparameters(self) -> Callable[[dict[str, Any]], None]:
-        """Raises ValueError naming one that is out of its range."""
-
-    @property
-    def learn(self) -> Callable[..., Any]:
-        """Called as learn(env, policy_fn, **hyperparameters)."""
-
-
-def run(
-    parser: ArgumentParser,
-    presets: Mapping[str, Mapping[str, Any]],
-    argv: Sequence[str] | None,
-    *,
-    title: str,
-    resolve_id: Callable[[str], str],
-    make_env: Callable[[argparse.Namespace, int | None], gym.Env],
-    make_policy: Callable[[argparse.Namespace, str, gym.Space, gym.Space], Any],
-    algorithm: Algorithm,
-) -> None:
-    """Train as the command line says, from its first check to the last line of the log.
-
-    Nothing is written before all checks have passed on all ranks. From then on, an exception on
-    one rank ends the whole job.
-
-    Args:
-        parser: of all flags.
-        presets: arguments by preset.
-        argv: the command line; None is the process's own.
-        title: of the run, for its folder's name.
-        resolve_id: returns the environment id to make; raises ValueError for a bad one.
-        make_env: returns this rank's environment, and seeds this rank by the job's seed; None
-            seeds nothing.
-        make_policy: returns a policy of the given name for two spaces; raises ValueError for
-            spaces that it cannot handle.
-        algorithm: the module that learns, an `Algorithm`.
-
-    Collective: every rank must call it.
-
-    Raises:
-        SystemExit: exit code 2, on all ranks, for a bad command line.
-    """
-    with abort_job_on_error():
-        torch.set_num_threads(1)
-        logger.reset()  # an earlier run in this process may have failed
-        args = parse_args(parser, presets, argv)
-        hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}
-        policy_fn = functools.partial(make_policy, args)
-
-        def check() -> None:
-            try:
-                algorithm.check_hyperparameters(hyperparameters)
-            except ValueError as error:
-                names = re.compile(rf"\b({'|'.join(hyperparameters)})\b")
-                raise ValueError(names.sub(lambda m: flag(m[0]), str(error))) from error
-            args.env = resolve_id(args.env)
-            env = make_env(args, None)
-            policy_fn("probe", env.observation_space, env.action_space)
-            env.close()
-            if "tensorboard" in args.log_format:
-                importlib.import_module("tensorboard")
-
-        check_run(parser, check)
-        begin_run(parser, args, title=title)
-        env = make_env(args, args.seed)
-        try:
-            algorithm.learn(env, policy_fn, **hyperparameters)
-        except SystemExit as leave:  # by one rank's environment, say: the others would wait for it
-            raise RuntimeError(f"training was left by sys.exit({leave.code!r})") from leave
-        env.close()
-        logger.log(f"Logged to {logger.get_dir()}")
-        logger.reset()
-
-
-def check_run(parser: ArgumentParser, check: Callable[[], object]) -> None:
-    """Run `check` on all ranks; if it raises on any, end the job through `parser.error`.
-
-    Collective: every rank must call it.
-    """
-    message = agree(check, describe=describe)
-    if message is not None:
-        try:
-            parser.error(message)
-        finally:
-            # A launcher may end the job when the first rank leaves: rank 0 speaks before that.
-            MPI.COMM_WORLD.Barrier()
-
-
-def describe(error: BaseException) -> str:
-    """Return an exception as one line for the user, with the remedy or the place if known."""
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        module = error.name.partition(".")[0]
-        text = f"module {error.name!r} is missing: pip install {INSTALL.get(module, module)}"
-    elif isinstance(error, OSError) and error.filename:
-        text = f"{error.strerror}: {error.filename!r}"
-    elif isinstance(error, ValueError | gym.error.Error):
-        text = str(error)
-    else:  # somebody's bug, whose traceback is not shown
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
-    return " ".join(text.split())
-
-
-def begin_run(parser: ArgumentParser, args: argparse.Namespace, *, title: str) -> None:
-    """Fill `args.seed` and `args.log_path` if not given, open the logs, say what runs where.
-
-    Collective: every rank must call it.
-    """
-    comm = MPI.COMM_WORLD
-    if args.seed is None:
-        args.seed = secrets.randbelow(2**31)
-    if not args.log_path:
-        args.log_path = new_folder(args, title)
-    args.seed, args.log_path = comm.bcast((args.seed, args.log_path))  # rank 0's count
-    is_root = comm.Get_rank() == 0
-
-    def open_logs() -> None:
-        logger.configure(args.log_path, args.log_format if is_root else None)
-        if is_root:
-            text = json.dumps(run_config(args), indent=2) + "\n"
-            Path(str(logger.get_dir()), "config.json").write_text(text, encoding="utf-8")
-
-    check_run(parser, open_logs)
-    ranks = f"{comm.Get_size()} rank{'s' if comm.Get_size() > 1 else ''}"
-    logger.log(f"{title} on {args.env}, preset {args.preset}, {ranks}, seed {args.seed}")
-    logger.log(", ".join(f"{name} {version}" for name, version in package_versions().items()))
-
-
-def new_folder(args: argparse.Namespace, title: str) -> str:
-    """Return runs/<environment>__<title>__<seed>__<time>, with a number behind it if it exists."""
-    name = [re.sub("[/:]", "-", args.env), title, str(args.seed), time.strftime("%Y%m%d-%H%M%S")]
-    folder = base = os.path.join("runs", "__".join(name))
-    count = 1
-    while os.path.exists(folder):
-        count += 1
-        folder = f"{base}-{count}"
-    return folder
-
-
-def run_config(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what makes a run, for config.json: arguments, versions, ranks, and where it ran."""
-    return {
-        "arguments": vars(args),
-        "command": [sys.executable, *sys.argv],
-        "ranks": MPI.COMM_WORLD.Get_size(),
-        "hostname": platform.node(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "git_commit": git_commit(),
-        "versions": package_versions(),
-        "mpi": " ".join(MPI.Get_library_version().split("\n")[0].split()),
-    }
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that decide what a run gives."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def git_commit() -> str | None:
-    """Return the commit of the checkout that this file lies in; None outside of one."""
-    command = ["git", "-C", os.path.dirname(os.path.abspath(__file__)), "describe", "--always",
-               "--dirty", "--abbrev=40", "--exclude=*"]  # fmt: skip
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    path = os.path.join(folder, str(rank)) if folder else None
+    return Monitor(env, path, allow_early_resets=True, info_keywords=info_keywords,
+                   append=logger.is_appending())  # fmt: skip

@@ -406,7 +406,12 @@ class Logger:
     CURRENT: ClassVar[Logger | None] = None  # None: not configured, and nothing logged yet
 
     def __init__(
-        self, dir: str | None, output_formats: Sequence[KVWriter], *, rank: int = 0
+        self,
+        dir: str | None,
+        output_formats: Sequence[KVWriter],
+        *,
+        rank: int = 0,
+        append: bool = False,
     ) -> None:
         """Make a logger at level INFO.
 
@@ -414,8 +419,10 @@ class Logger:
             dir: the run's folder, or None.
             output_formats: where values go, and text, to those that are a `SeqWriter` too.
             rank: named in warnings.
+            append: whether the folder's files are those of an earlier run.
         """
         self.dir = dir
+        self.append = append
         self.output_formats = list(output_formats)
         self.rank = rank
         self.level = INFO
@@ -588,7 +595,7 @@ def _open_logger(
         if verdict is not None:
             Logger(None, formats).close()
             raise verdict
-    return Logger(path, formats, rank=rank)
+    return Logger(path, formats, rank=rank, append=append)
 
 
 def _choose_dir(dir: str | os.PathLike[str] | None) -> str:
@@ -677,6 +684,11 @@ def dumpkvs() -> dict[str, Any]:
 def getkvs() -> dict[str, Any]:
     """Return this iteration's values so far, the logger's own dict."""
     return get_current().name2val
+
+
+def is_appending() -> bool:
+    """Return whether the current logger continues the files of an earlier run."""
+    return Logger.CURRENT is not None and Logger.CURRENT.append
 
 
 def get_dir() -> str | None:

@@ -43,6 +43,7 @@ class Monitor(gym.Wrapper):
         tstart: seconds since 1970 at construction.
         current_reset_info: `reset_keywords`' values for the running episode.
         episode_rewards, episode_lengths, episode_times: one entry a finished episode.
+        rows: of the file, those of an earlier process included.
     """
 
     EXT = "monitor.csv"
@@ -54,6 +55,8 @@ class Monitor(gym.Wrapper):
         allow_early_resets: bool = False,
         reset_keywords: Sequence[str] = (),
         info_keywords: Sequence[str] = (),
+        *,
+        append: bool = False,
     ) -> None:
         """Wrap `env` and start the file, replacing one that is there.
 
@@ -64,6 +67,7 @@ class Monitor(gym.Wrapper):
             allow_early_resets: accept a `reset` in mid-episode, and forget that episode.
             reset_keywords: arguments (or options) of `reset` that become columns.
             info_keywords: keys of an episode's last `info` that become columns.
+            append: continue a file that is there.
         """
         super().__init__(env)
         self.allow_early_resets = allow_early_resets
@@ -78,9 +82,10 @@ class Monitor(gym.Wrapper):
         self.episode_rewards: list[float] = []
         self.episode_lengths: list[int] = []
         self.episode_times: list[float] = []
+        self.rows = 0
         self._file: TextIO | None = None
         if filename is not None:
-            self._open_file(os.fspath(filename))
+            self._open_file(os.fspath(filename), append)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset the environment and start a new episode.
@@ -143,19 +148,21 @@ class Monitor(gym.Wrapper):
         """Return when the episodes finished, in seconds since construction."""
         return self.episode_times
 
-    def _open_file(self, filename: str) -> None:
+    def _open_file(self, filename: str, append: bool) -> None:
         if os.path.isdir(filename):
             filename = os.path.join(filename, Monitor.EXT)
         elif not filename.endswith(Monitor.EXT):
             filename = f"{filename}.{Monitor.EXT}"
-        self._file = open(filename, "w", encoding="utf-8", newline="")  # noqa: SIM115
-        spec = self.env.spec
-        header = {"t_start": self.tstart, "env_id": spec.id if spec else None}
-        self._file.write(f"# {json.dumps(header)}\n")
+        is_new = not (append and os.path.exists(filename))
+        self._file = open(filename, "w" if is_new else "a", encoding="utf-8", newline="")  # noqa: SIM115
         columns = ("r", "l", "t", *self.reset_keywords, *self.info_keywords)
         self._writer = csv.DictWriter(self._file, fieldnames=columns, lineterminator="\n")
-        self._writer.writeheader()
-        self._file.flush()
+        if is_new:
+            spec = self.env.spec
+            header = {"t_start": self.tstart, "env_id": spec.id if spec else None}
+            self._file.write(f"# {json.dumps(header)}\n")
+            self._writer.writeheader()
+            self._file.flush()
 
     def _end_episode(self, info: dict[str, Any]) -> None:
         """Record the finished episode, and add it to `info`."""
@@ -177,7 +184,17 @@ class Monitor(gym.Wrapper):
         if self._file is not None:
             self._writer.writerow(episode)
             self._file.flush()
+            self.rows += 1
         info["episode"] = episode
+
+
+def truncate_monitor_file(path: str | os.PathLike[str], rows: int) -> None:
+    """Keep a monitor file's header and its first `rows` rows; nothing happens if there is none."""
+    if os.path.exists(path):
+        with open(path, "rb+") as file:
+            for _ in range(2 + rows):
+                file.readline()
+            file.truncate(file.tell())
 
 
 def find_monitor(env: Any) -> Monitor | None:

@@ -4,11 +4,13 @@ Source: baselines/common/mpi_util.py @ ea25b9e, of which only the idea is left.
 Differs: an uncaught exception on one rank ends the whole job instead of leaving the others waiting.
 """
 
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from mpi4py import MPI
 
@@ -81,9 +83,20 @@ def abort_job_on_error(comm: MPI.Comm | None = None) -> Iterator[None]:
     printed by rank 0 alone.
 
     A `SystemExit` passes: leaving is then the caller's considered choice. So does every exception
-    of a job of one rank, where nobody waits.
+    of a job of one rank, where nobody waits. `os._exit(0)`, which MPICH takes for a success,
+    becomes a failure.
     """
     comm = MPI.COMM_WORLD if comm is None else comm
+    pid, leave_at_once = os.getpid(), os._exit
+
+    def leave(status: int) -> NoReturn:
+        if os.getpid() == pid:  # not a child, such as those of multiprocessing
+            name = f"rank {comm.Get_rank()} of {comm.Get_size()}"
+            sys.stderr.write(f"{name}: left by os._exit({status}) in the middle of a run\n")
+            sys.stderr.flush()
+        leave_at_once(status or int(os.getpid() == pid))
+
+    os._exit = leave
     try:
         yield
     except SystemExit:
@@ -98,3 +111,5 @@ def abort_job_on_error(comm: MPI.Comm | None = None) -> Iterator[None]:
         sys.stderr.flush()
         time.sleep(0.5)  # MPICH's mpirun may lose what it has not yet passed on (3 % of the time)
         comm.Abort(130 if isinstance(error, KeyboardInterrupt) else 1)
+    finally:
+        os._exit = leave_at_once

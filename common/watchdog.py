@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 
+end_process = os._exit  # as it is at import: within a run it is taken for somebody's mistake
+
 
 class Watchdog:
     """A thread that dumps all stacks and ends the process with code 1 after a time of no progress.
 
-    A rank stuck in its environment, and ranks that wait for it in a collective, are found alike; the
-    launcher then ends the other ranks. The process may be stuck where no Python thread runs any
-    more: a timer of `faulthandler`, in C, stands behind this one.
+    A rank stuck in its environment, and ranks that wait for it in a collective, are found alike;
+    the launcher then ends the other ranks. The process may be stuck where no Python thread runs
+    any more: a timer of `faulthandler`, in C, stands behind this one.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Watchdog:
                 )
                 faulthandler.dump_traceback()
                 sys.stdout.flush()
-                os._exit(1)
+                end_process(1)
 
     def stop(self) -> None:
         """Stop watching."""

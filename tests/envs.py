@@ -1,5 +1,7 @@
 """Toy environments with known answers."""
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -126,9 +128,24 @@ def _exit(ob: Any, reward: float) -> Any:
     sys.exit(0)
 
 
+def _leave(ob: Any, reward: float) -> Any:
+    os._exit(0)
+
+
+def _kill(ob: Any, reward: float) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang(ob: Any, reward: float) -> Any:
+    time.sleep(1000)
+
+
 FAULTS = {
     "raises": _raise,
     "exits": _exit,
+    "leaves": _leave,
+    "dies": _kill,
+    "hangs": _hang,
     "nan-reward": lambda ob, reward: (ob, np.nan),
     "nan-observation": lambda ob, reward: (ob * np.nan, reward),
     "wrong-shape": lambda ob, reward: (np.zeros(2), reward),

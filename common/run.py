@@ -1,0 +1,405 @@
+"""A run from its first check to its last line: what both scripts do once they know their flags."""
+
+import argparse
+import fcntl
+import functools
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium as gym
+import torch
+from mpi4py import MPI
+
+from common import logger
+from common.checkpoint import Checkpointer, StopRequested
+from common.cmd_util import ArgumentParser, describe, flag, parse_args
+from common.env_state import get_env_state, set_env_state
+from common.monitor import find_monitor, truncate_monitor_file
+from common.mpi_util import abort_job_on_error, agree
+from common.watchdog import Watchdog
+
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "gymnasium-robotics", "mpi4py")
+
+
+class Algorithm(Protocol):
+    """What `run` asks of a module that learns."""
+
+    @property
+    def HYPERPARAMETERS(self) -> tuple[str, ...]:
+        """Names of the arguments that `learn` takes as keywords."""
+
+    @property
+    def check_hyperparameters(self) -> Callable[[dict[str, Any]], None]:
+        """Raises ValueError naming one that is out of its range."""
+
+    @property
+    def learn(self) -> Callable[..., Any]:
+        """Called as learn(env, policy_fn, **hyperparameters, callback, compile, state)."""
+
+    @property
+    def learner_state(self) -> Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]:
+        """Returns what all ranks share and this rank's own state, from `learn`'s locals."""
+
+
+def run(
+    parser: ArgumentParser,
+    presets: Mapping[str, Mapping[str, Any]],
+    argv: Sequence[str] | None,
+    *,
+    title: str,
+    resolve_id: Callable[[str], str],
+    make_env: Callable[[argparse.Namespace, int | None], gym.Env],
+    make_policy: Callable[[argparse.Namespace, str, gym.Space, gym.Space], torch.nn.Module],
+    algorithm: Algorithm,
+) -> None:
+    """Train as the command line says, from its first check to the last line of the log.
+
+    Nothing is written before all checks have passed on all ranks. From then on, an exception on
+    one rank ends the whole job.
+
+    Args:
+        parser: of all flags.
+        presets: arguments by preset.
+        argv: the command line; None is the process's own.
+        title: of the run, for its folder's name.
+        resolve_id: returns the environment id to make; raises ValueError for a bad one.
+        make_env: returns this rank's environment, and seeds this rank by the job's seed; None
+            seeds nothing.
+        make_policy: returns a policy of the given name for two spaces; raises ValueError for
+            spaces that it cannot handle.
+        algorithm: the module that learns, an `Algorithm`.
+
+    Collective: every rank must call it.
+
+    Raises:
+        SystemExit: on all ranks; exit code 2 for a bad command line, 128 + the signal's number
+            for a run that a signal ended.
+    """
+    with abort_job_on_error():
+        logger.reset()  # an earlier run in this process may have failed
+        args = parse_args(parser, presets, argv)
+        checkpoint = vars(args).pop("checkpoint")
+        torch.set_num_threads(args.threads)
+        hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}
+
+        def policy_fn(name: str, ob_space: gym.Space, ac_space: gym.Space) -> torch.nn.Module:
+            return make_policy(args, name, ob_space, ac_space).to(device_of(args))
+
+        def check() -> None:
+            try:
+                algorithm.check_hyperparameters(hyperparameters)
+            except ValueError as error:
+                names = re.compile(rf"\b({'|'.join(hyperparameters)})\b")
+                raise ValueError(names.sub(lambda m: flag(m[0]), str(error))) from error
+            args.given_env = getattr(args, "given_env", args.env)
+            args.env = resolve_id(args.env)
+            env = make_env(args, None)
+            probe = policy_fn("probe", env.observation_space, env.action_space)
+            env.close()
+            if checkpoint is not None:
+                check_same_network(probe, checkpoint)
+            if "tensorboard" in args.log_format:
+                importlib.import_module("tensorboard")
+
+        check_run(parser, check)
+        # The lock is held for as long as this process lives.
+        lock = begin_run(parser, args, title=title, checkpoint=checkpoint)  # noqa: F841
+        state, env_state = resumed_state(checkpoint)
+        # A resumed run whose environments begin anew must not meet the same episodes once more.
+        env = make_env(args, (args.seed + (state or {}).get("iters_so_far", 0)) % 2**32)
+        if env_state is not None:
+            set_env_state(env, env_state)
+        callback = RunCallback(args, env, algorithm.learner_state)
+        try:
+            algorithm.learn(
+                env, policy_fn, callback=callback, compile=args.compile, state=state,
+                **hyperparameters,
+            )  # fmt: skip
+        except SystemExit as leave:  # by one rank's environment, say: the others would wait for it
+            raise RuntimeError(f"training was left by sys.exit({leave.code!r})") from leave
+        except StopRequested as stop:
+            logger.log(f"{stop}, and saved; go on with --resume {logger.get_dir()}")
+            callback.close()
+            sys.exit(128 + stop.signum)
+        callback.finish()
+        env.close()
+        logger.log(f"Logged to {logger.get_dir()}")
+        logger.reset()
+
+
+class RunCallback:
+    """What happens at the start of each iteration: checkpoints, signals, and a watchdog's start."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        env: gym.Env,
+        learner_state: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]],
+    ) -> None:
+        """Take over the signals."""
+        self.env = env
+        self.learner_state = learner_state
+        self.stall_timeout = args.stall_timeout
+        self.watchdog: Watchdog | None = None
+        self.checkpointer = Checkpointer(
+            Path(str(logger.get_dir()), "checkpoints"),
+            interval=args.save_interval,
+            keep=args.keep,
+            collect=self.collect,
+            header={"arguments": vars(args), "versions": package_versions()},
+        )
+
+    def __call__(self, local: dict[str, Any], global_: dict[str, Any]) -> None:
+        """Start watching, at the first call; save where it is time to."""
+        if self.watchdog is None and self.stall_timeout:
+            monitor, adam = find_monitor(self.env), local["adam"]
+            self.watchdog = Watchdog(
+                self.stall_timeout,
+                lambda: (getattr(monitor, "total_steps", None), adam.t),
+                name=f"rank {MPI.COMM_WORLD.Get_rank()} of {MPI.COMM_WORLD.Get_size()}",
+            )
+        self.checkpointer(local, global_)
+
+    def collect(self, local: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what a checkpoint holds of this rank, and of all."""
+        shared, own = self.learner_state(local)
+        monitor = find_monitor(self.env)
+        text_log = Path(str(logger.get_dir()), text_log_name(MPI.COMM_WORLD.Get_rank()))
+        own["env"] = get_env_state(self.env)
+        own["monitor_rows"] = monitor.rows if monitor is not None else 0
+        own["log_bytes"] = text_log.stat().st_size if text_log.exists() else 0
+        return shared, own
+
+    def finish(self) -> None:
+        """Save the last state, unless it is saved already. Collective: every rank must call it."""
+        if self.checkpointer.last_saved != self.checkpointer.local.get("iters_so_far"):
+            self.checkpointer.save()
+        self.close()
+
+    def close(self) -> None:
+        """Stop watching, and leave the signals to those who had them."""
+        if self.watchdog is not None:
+            self.watchdog.stop()
+        self.checkpointer.close()
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """Return this rank's device; with `cuda`, ranks take the machine's GPUs in turn.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    try:
+        device = torch.device(args.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {args.device}: need cpu, cuda or cuda:N") from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise ValueError(f"--device {args.device}: need cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: PyTorch sees no CUDA GPU on this machine")
+    count = torch.cuda.device_count()
+    index = MPI.COMM_WORLD.Get_rank() % count if device.index is None else device.index
+    if index >= count:
+        raise ValueError(f"--device {args.device}: this machine has {count} GPUs")
+    return torch.device("cuda", index)
+
+
+# ---- Before training ----------------------------------------------------------------------------
+
+
+def check_run(parser: ArgumentParser, check: Callable[[], object]) -> None:
+    """Run `check` on all ranks; if it raises on any, end the job through `parser.error`.
+
+    Collective: every rank must call it.
+    """
+    message = agree(check, describe=describe)
+    if message is not None:
+        try:
+            parser.error(message)
+        finally:
+            # A launcher may end the job when the first rank leaves: rank 0 speaks before that.
+            MPI.COMM_WORLD.Barrier()
+
+
+def begin_run(
+    parser: ArgumentParser,
+    args: argparse.Namespace,
+    *,
+    title: str,
+    checkpoint: dict[str, Any] | None,
+) -> int | None:
+    """Fill `args.seed` and `args.log_path` if not given, open the logs, say what runs where.
+
+    Collective: every rank must call it.
+
+    Returns:
+        rank 0's open lock file; None on the other ranks.
+    """
+    comm = MPI.COMM_WORLD
+    if args.seed is None:
+        args.seed = secrets.randbelow(2**31)
+    if not args.log_path:
+        args.log_path = new_folder(args, title)
+    args.seed, args.log_path = comm.bcast((args.seed, args.log_path))  # rank 0's count
+    is_root = comm.Get_rank() == 0
+    lock = None
+
+    def open_logs() -> None:
+        nonlocal lock
+        if is_root:
+            lock = lock_folder(Path(args.log_path))
+            if checkpoint is not None:
+                cut_logs(Path(args.log_path), checkpoint)
+
+    check_run(parser, open_logs)
+    is_new = checkpoint is None
+    formats = args.log_format if is_root else None
+    check_run(parser, lambda: logger.configure(args.log_path, formats, append=not is_new))
+    if is_root and is_new:
+        text = json.dumps(run_config(args), indent=2) + "\n"
+        Path(args.log_path, "config.json").write_text(text, encoding="utf-8")
+    ranks = f"{comm.Get_size()} rank{'s' if comm.Get_size() > 1 else ''}"
+    logger.log(f"{title} on {args.env}, preset {args.preset}, {ranks}, seed {args.seed}")
+    logger.log(", ".join(f"{name} {version}" for name, version in package_versions().items()))
+    return lock
+
+
+def lock_folder(folder: Path) -> int:
+    """Make a run's folder and lock it; the lock goes with the process.
+
+    Raises:
+        ValueError: if another run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another run is writing to {str(folder)!r}") from None
+    return lock
+
+
+def new_folder(args: argparse.Namespace, title: str) -> str:
+    """Return runs/<environment>__<title>__<seed>__<time>, with a number behind it if it exists."""
+    name = [re.sub("[/:]", "-", args.env), title, str(args.seed), time.strftime("%Y%m%d-%H%M%S")]
+    folder = base = os.path.join("runs", "__".join(name))
+    count = 1
+    while os.path.exists(folder):
+        count += 1
+        folder = f"{base}-{count}"
+    return folder
+
+
+def run_config(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what makes a run, for config.json: arguments, versions, ranks, and where it ran."""
+    return {
+        "arguments": vars(args),
+        "command": [sys.executable, *sys.argv],
+        "ranks": MPI.COMM_WORLD.Get_size(),
+        "hostname": platform.node(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git_commit": git_commit(),
+        "versions": package_versions(),
+        "mpi": " ".join(MPI.Get_library_version().split("\n")[0].split()),
+    }
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that decide what a run gives."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout that this file lies in; None outside of one."""
+    command = ["git", "-C", os.path.dirname(os.path.abspath(__file__)), "describe", "--always",
+               "--dirty", "--abbrev=40", "--exclude=*"]  # fmt: skip
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+# ---- Resuming -----------------------------------------------------------------------------------
+
+
+def check_same_network(probe: torch.nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Raise ValueError if the saved run's network, or its observations, had another size."""
+    saved, here = len(checkpoint["shared"]["theta"]), sum(p.numel() for p in probe.parameters())
+    if saved != here:
+        raise ValueError(f"the saved network has {saved} weights, this run's {here}")
+
+
+def resumed_state(checkpoint: dict[str, Any] | None) -> tuple[dict[str, Any] | None, Any]:
+    """Return the state for `learn`, and the environment's, of this rank; None where there is none.
+
+    With another number of ranks, or an environment whose state is not known, the environments
+    begin a fresh episode; a line says so.
+    """
+    if checkpoint is None:
+        return None, None
+    comm = MPI.COMM_WORLD
+    state, ranks = dict(checkpoint["shared"]), checkpoint["ranks"]
+    iteration = state["iters_so_far"]
+    if len(ranks) != comm.Get_size():
+        logger.log(
+            f"Resuming before iteration {iteration} with {comm.Get_size()} ranks instead of "
+            f"{len(ranks)}: not exactly what the run would have been"
+        )
+        return state, None
+    own = ranks[comm.Get_rank()]
+    state["random"] = own["random"]
+    if own["env"] is None or "carry" not in own:
+        logger.log(
+            f"Resuming before iteration {iteration} with fresh episodes: the environment's own "
+            "state cannot be saved"
+        )
+        return state, None
+    state["carry"] = own["carry"]
+    logger.log(f"Resuming before iteration {iteration}, exactly")
+    return state, own["env"]
+
+
+def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """Cut all ranks' logs back to what they held when the checkpoint was written."""
+    rows = checkpoint["shared"]["iters_so_far"]
+    cut_lines(folder / "progress.csv", 1 + rows)
+    cut_lines(folder / "progress.json", rows)
+    for rank, own in enumerate(checkpoint["ranks"]):
+        text_log = folder / text_log_name(rank)
+        if text_log.exists() and text_log.stat().st_size > own["log_bytes"]:
+            os.truncate(text_log, own["log_bytes"])
+        truncate_monitor_file(folder / f"{rank}.monitor.csv", own["monitor_rows"])
+
+
+def cut_lines(path: Path, count: int) -> None:
+    """Keep the first `count` lines of a file, if there is one."""
+    if path.exists():
+        with open(path, "rb+") as file:
+            for _ in range(count):
+                file.readline()
+            file.truncate(file.tell())
+
+
+def text_log_name(rank: int) -> str:
+    """Return the name of a rank's text log."""
+    return "log.txt" if rank == 0 else f"log-rank{rank:03d}.txt"

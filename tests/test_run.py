@@ -1,0 +1,226 @@
+import contextlib
+import io
+import json
+import sys
+from argparse import Namespace
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+from common import cmd_util, logger
+from common import run as run_module
+from tests.envs import Countdown
+from tests.ranks import on_ranks
+from tests.test_cmd_util import PRESETS, make_parser
+
+def learn(env, policy_fn, *, callback, compile, state, **hyperparameters):
+    policy_fn("pi", env.observation_space, env.action_space)
+    env.reset()
+    for _ in range(10):
+        env.step(0)
+
+
+def make_policy(args, name, ob_space, ac_space):
+    if args.env == "Acrobot-v1":
+        raise ValueError("spaces as the policy does not like them")
+    return torch.nn.Linear(1, 1)
+
+
+def check_hyperparameters(values):
+    if values["gamma"] > 1:
+        raise ValueError(f"gamma must be in [0, 1] as lam, got {values['gamma']}; optim_epochs")
+
+
+def make_env(args, seed):
+    rank = MPI.COMM_WORLD.Get_rank()
+    return cmd_util._seed_and_monitor(Countdown(10), seed, rank, info_keywords=())
+
+
+def run(*argv):
+    """Run a learner that steps an environment through one episode."""
+    run_module.run(
+        make_parser(), PRESETS, argv, title="toy", resolve_id=cmd_util.resolve_env_id,
+        make_env=make_env, make_policy=make_policy,
+        algorithm=SimpleNamespace(
+            HYPERPARAMETERS=("gamma", "lam", "optim_epochs"),
+            learn=learn, check_hyperparameters=check_hyperparameters,
+            learner_state=lambda local: ({}, {}),
+        ),
+    )  # fmt: skip
+
+
+def test_a_run_says_what_runs_and_keeps_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_LOGDIR", raising=False)
+    run("--env", "tests.envs:toy/raises-v0", "--gamma", "0.5")
+    (folder,) = tmp_path.glob("runs/*")
+    first, second, third, last = capsys.readouterr().out.splitlines()
+    config = json.loads((folder / "config.json").read_text())
+    seed = config["arguments"]["seed"]
+    assert folder.name.startswith(f"tests.envs-toy-raises-v0__toy__{seed}__20")
+    assert first == f"Logging to {folder}"
+    assert (
+        second
+        == f"toy on tests.envs:toy/raises-v0, preset plain, {MPI.COMM_WORLD.Get_size()} rank, "
+        f"seed {seed}"
+    )
+    assert f"python {config['versions']['python']}, torch " in third
+    assert last == f"Logged to {folder}"
+    assert config["arguments"]["gamma"] == 0.5
+    assert config["arguments"]["max_timesteps"] == 1000
+    assert config["command"] == [sys.executable, *sys.argv]
+    assert config["ranks"] == 1
+    assert {"hostname", "started", "git_commit", "versions", "mpi"} <= set(config)
+    assert (folder / "0.monitor.csv").read_text().count("\n") == 3
+
+
+def test_a_second_run_leaves_the_first_ones_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_LOGDIR", "first")
+    run("--seed", "1")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert {path.name for path in files} == {"0.monitor.csv", "config.json", "log.txt"} | {
+        "progress.csv"
+    }
+    with pytest.raises(SystemExit):
+        run("--gamma", "2")
+    run("--seed", "1", "--log-path", "second")
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_new_folders_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda text: "20260102-030405")
+    args = Namespace(env="ALE/Pong-v5", seed=3)
+    folder = run_module.new_folder(args, "toy")
+    assert folder == "runs/ALE-Pong-v5__toy__3__20260102-030405"
+    (tmp_path / folder).mkdir(parents=True)
+    assert run_module.new_folder(args, "toy") == f"{folder}-2"
+
+
+BAD_RUNS = {
+    "--gamma 2": "--gamma must be in [0, 1] as --lam, got 2.0; --optim-epochs (--help",
+    "--env Hoper-v4": "unknown environment 'Hoper-v4'; did you mean Hopper-v4",
+    "--preset other": "spaces as the policy does not like them (--help",
+    "--log-path file/logs": "cannot write logs: Not a directory: ",
+    "--seed x": "argument --seed: ",
+}
+
+
+@pytest.mark.parametrize("command", BAD_RUNS)
+def test_a_bad_run_leaves_nothing(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as leave:
+        run(*command.split())
+    assert leave.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert BAD_RUNS[command] in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_missing_tensorboard_is_found_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(SystemExit):
+        run("--log-format", "csv,tensorboard")
+    want = "module 'tensorboard' is missing: pip install tensorboard"
+    assert want in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_somebodys_bug_is_shown_with_its_place():
+    with pytest.raises(KeyError) as caught:
+        gym.make("tests.envs:toy/buggy-v0")
+    text = cmd_util.describe(caught.value)
+    assert text.startswith("KeyError: 'gravity' (")
+    assert "envs.py, line" in text
+
+
+def speak(comm, folder):
+    """Return what runs on several ranks print and raise, and the random numbers they start from."""
+    rank = comm.Get_rank()
+    heard = []
+    commands = [command.split() for command in BAD_RUNS]
+    # These the ranks do not see alike: rank 0's command line counts, and one failure is enough.
+    commands.append(["--env", "Hoper-v4"] if rank == 0 else [])
+    commands.append(["--env", "tests.envs:toy/raises-v0"])
+    if rank == 1:
+        sys.modules["tests.envs"] = None
+    with contextlib.chdir(folder):
+        for command in commands:
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    run(*command)
+                    code = None
+                except SystemExit as leave:
+                    code = leave.code
+            heard.append((code, out.getvalue(), err.getvalue()))
+    return heard
+
+
+@pytest.mark.mpi
+def test_one_rank_speaks_for_all(tmp_path):
+    (tmp_path / "file").touch()
+    voice, silence = on_ranks(2, speak, str(tmp_path))
+    assert {code for code, _, _ in voice + silence} == {2}
+    assert {out + err for _, out, err in silence} == {""}
+    assert {out for _, out, _ in voice} == {""}
+    wants = [
+        *BAD_RUNS.values(),
+        "Hoper-v4",
+        "error: rank 1: environment 'tests.envs:toy/raises-v0'",
+    ]
+    for (_, _, err), want in zip(voice, wants, strict=True):
+        assert want in err
+        assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def start(comm, folder):
+    """Run on several ranks; return what each rank's environment and NumPy start from."""
+    if comm.Get_rank() == 0:  # a launcher need not hand variables on to other machines
+        cmd_util.os.environ["OPENAI_LOGDIR"] = folder
+    with contextlib.redirect_stdout(io.StringIO()):
+        run()
+    logger.configure(folder + "-envs", [])
+    rank = comm.Get_rank()
+    env = cmd_util.make_mujoco_env("Hopper-v4", 5)
+    hopper = np.random.get_state()[1][0], env_state(env), env.action_space.sample()
+    env = cmd_util.make_robotics_env("FetchReach-v4", 5 + rank, rank=rank)
+    return hopper, (np.random.get_state()[1][0], env_state(env), env.action_space.sample())
+
+
+def env_state(env):
+    return env.unwrapped.np_random.bit_generator.state["state"]["state"]
+
+
+@pytest.mark.mpi
+def test_seeds_and_files_by_rank(tmp_path):
+    folder = tmp_path / "logs"
+    results = on_ranks(2, start, str(folder))
+    for rank, result in enumerate(results):
+        for (numpy_seed, generator, action), env_id, seed in zip(
+            result, ("Hopper-v4", "FetchReach-v4"), (5 + 1000 * rank, 5 + rank), strict=True
+        ):
+            assert numpy_seed == seed
+            env = cmd_util.make_plain_env(env_id)
+            env.reset(seed=seed)
+            env.action_space.seed(seed)
+            assert generator == env_state(env)
+            np.testing.assert_array_equal(action, env.action_space.sample())
+    assert {path.name for path in folder.iterdir()} == {
+        "0.monitor.csv", "1.monitor.csv", "config.json", "log.txt", "log-rank001.txt",
+        "progress.csv",
+    }  # fmt: skip
+    assert json.loads((folder / "config.json").read_text())["ranks"] == 2
+    assert {path.name for path in (tmp_path / "logs-envs").glob("*.monitor.csv")} == {
+        "0.monitor.csv", "1.monitor.csv",
+    }  # fmt: skip
