@@ -346,6 +346,22 @@ class FrameStack(gym.Wrapper):
         self.frames.append(ob)
         return self._stacked(), float(reward), terminated, truncated, info
 
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return the frames."""
+        return {"frames": list(self.frames)}
+
+    def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Take over another FrameStack's frames.
+
+        Raises:
+            ValueError: if their number or their shape is another.
+        """
+        space: Any = self.env.observation_space
+        shapes = [np.shape(frame) for frame in state["frames"]]
+        if shapes and shapes != [space.shape] * self.k:
+            raise ValueError(f"need {self.k} frames of shape {space.shape}, the saved are {shapes}")
+        self.frames = deque(state["frames"], maxlen=self.k)
+
     def _stacked(self) -> NDArray[Any]:
         """Return the frames as (H, W, C * k): a new array, which callers may keep."""
         return np.concatenate(self.frames, axis=-1)

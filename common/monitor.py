@@ -7,6 +7,7 @@ Source: baselines/bench/monitor.py @ ea25b9e.
 Differs:
 - Gymnasium's API: a truncated episode is over too, and `reset_keywords` are looked up among
   `reset`'s `options` as well.
+- A resumed run continues its file: `truncate_monitor_file`, then `append`.
 - `load_results` names the file and line of what it cannot read, warns of what it leaves out (a
   last row cut short, a file without a whole header), and adds no `index` column; the JSON files
   of baselines' first releases are not read.
@@ -15,6 +16,7 @@ Differs:
 import csv
 import glob
 import io
+import itertools
 import json
 import os
 import time
@@ -40,13 +42,14 @@ class Monitor(gym.Wrapper):
         running_length: steps of the running episode.
         needs_reset: whether the next call must be `reset`.
         total_steps: steps of all episodes.
-        tstart: seconds since 1970 at construction.
+        tstart: seconds since 1970 at construction; earlier if an older run goes on.
         current_reset_info: `reset_keywords`' values for the running episode.
         episode_rewards, episode_lengths, episode_times: one entry a finished episode.
         rows: of the file, those of an earlier process included.
     """
 
     EXT = "monitor.csv"
+    _STATE = ("running_return", "running_length", "needs_reset", "total_steps", "current_reset_info")
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class Monitor(gym.Wrapper):
         *,
         append: bool = False,
     ) -> None:
-        """Wrap `env` and start the file, replacing one that is there.
+        """Wrap `env` and start the file, replacing one that is there unless `append`.
 
         Args:
             env: the environment.
@@ -67,7 +70,10 @@ class Monitor(gym.Wrapper):
             allow_early_resets: accept a `reset` in mid-episode, and forget that episode.
             reset_keywords: arguments (or options) of `reset` that become columns.
             info_keywords: keys of an episode's last `info` that become columns.
-            append: continue a file that is there.
+            append: continue a file that is there; `t` then counts from its `t_start`.
+
+        Raises:
+            ValueError: if the file to continue is not a monitor file, or has other columns.
         """
         super().__init__(env)
         self.allow_early_resets = allow_early_resets
@@ -85,7 +91,7 @@ class Monitor(gym.Wrapper):
         self.rows = 0
         self._file: TextIO | None = None
         if filename is not None:
-            self._open_file(os.fspath(filename), append)
+            self._open_file(_monitor_file(filename), append)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset the environment and start a new episode.
@@ -148,21 +154,33 @@ class Monitor(gym.Wrapper):
         """Return when the episodes finished, in seconds since construction."""
         return self.episode_times
 
-    def _open_file(self, filename: str, append: bool) -> None:
-        if os.path.isdir(filename):
-            filename = os.path.join(filename, Monitor.EXT)
-        elif not filename.endswith(Monitor.EXT):
-            filename = f"{filename}.{Monitor.EXT}"
-        is_new = not (append and os.path.exists(filename))
-        self._file = open(filename, "w" if is_new else "a", encoding="utf-8", newline="")  # noqa: SIM115
-        columns = ("r", "l", "t", *self.reset_keywords, *self.info_keywords)
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return the running episode and the clock; of past episodes, how many rows there are."""
+        state = {name: getattr(self, name) for name in self._STATE}
+        return {**state, "rows": self.rows, "elapsed": time.time() - self.tstart}
+
+    def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Go on with that episode and clock; `rows` remains what this Monitor's own file has."""
+        for name in self._STATE:
+            setattr(self, name, state[name])
+        self.tstart = time.time() - state["elapsed"]
+
+    def _open_file(self, path: str, append: bool) -> None:
+        columns = ["r", "l", "t", *self.reset_keywords, *self.info_keywords]
+        header = None
+        if append:
+            self.rows = truncate_monitor_file(path)
+            header = _read_header(path, columns)
+        self._file = open(path, "a" if header else "w", encoding="utf-8", newline="")  # noqa: SIM115
         self._writer = csv.DictWriter(self._file, fieldnames=columns, lineterminator="\n")
-        if is_new:
-            spec = self.env.spec
-            header = {"t_start": self.tstart, "env_id": spec.id if spec else None}
-            self._file.write(f"# {json.dumps(header)}\n")
-            self._writer.writeheader()
-            self._file.flush()
+        if header:
+            self.tstart = header["t_start"]
+            return
+        spec = self.env.spec
+        header = {"t_start": self.tstart, "env_id": spec.id if spec else None}
+        self._file.write(f"# {json.dumps(header)}\n")
+        self._writer.writeheader()
+        self._file.flush()
 
     def _end_episode(self, info: dict[str, Any]) -> None:
         """Record the finished episode, and add it to `info`."""
@@ -188,13 +206,38 @@ class Monitor(gym.Wrapper):
         info["episode"] = episode
 
 
-def truncate_monitor_file(path: str | os.PathLike[str], rows: int) -> None:
-    """Keep a monitor file's header and its first `rows` rows; nothing happens if there is none."""
-    if os.path.exists(path):
-        with open(path, "rb+") as file:
-            for _ in range(2 + rows):
-                file.readline()
-            file.truncate(file.tell())
+def truncate_monitor_file(filename: str | os.PathLike[str], rows: int | None = None) -> int:
+    """Cut a monitor file after its first `rows` rows; return how many it then has.
+
+    What its writer's death cut short goes too: a last row, or the header and with it everything.
+    One system call cuts the file: no crash leaves it in between, and a full disk does not matter.
+
+    Args:
+        filename: as Monitor's.
+        rows: None keeps all that are whole.
+
+    Returns:
+        `rows`, or fewer if there were no more; 0 if there is no file.
+
+    Raises:
+        ValueError: if it is not a monitor file; it then stays as it is.
+    """
+    path = _monitor_file(filename)
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = file.readlines()
+    except FileNotFoundError:
+        return 0
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    kept = end = 0
+    if len(lines) >= 2:
+        _parse_header(lines[0])
+        reader = csv.reader(lines[2:])  # a row's quoted value may span lines
+        kept = sum(1 for _ in itertools.islice(reader, rows))
+        end = 2 + reader.line_num
+    os.truncate(path, sum(len(line.encode()) for line in lines[:end]))
+    return kept
 
 
 def find_monitor(env: Any) -> Monitor | None:
@@ -258,6 +301,26 @@ def _read_file(path: str) -> "tuple[dict[str, Any], pandas.DataFrame] | None":
     text = io.StringIO("".join(lines[1:]))
     # Python's float, because older pandas' own parser may miss the last digit.
     return header, pandas.read_csv(text, converters={"r": float, "t": float})
+
+
+def _monitor_file(filename: str | os.PathLike[str]) -> str:
+    """Return the path of the file that Monitor writes for `filename`."""
+    filename = os.fspath(filename)
+    if os.path.isdir(filename):
+        return os.path.join(filename, Monitor.EXT)
+    return filename if filename.endswith(Monitor.EXT) else f"{filename}.{Monitor.EXT}"
+
+
+def _read_header(path: str, columns: list[str]) -> dict[str, Any] | None:
+    """Return the header of a file to continue with `columns`; None if there is nothing in it."""
+    if not os.path.exists(path) or not os.path.getsize(path):
+        return None
+    with open(path, encoding="utf-8", newline="") as file:
+        header = _parse_header(file.readline())
+        found = next(csv.reader([file.readline()]))
+    if found != columns:
+        raise ValueError(f"cannot continue {path}: it has the columns {found}, not {columns}")
+    return header
 
 
 def _parse_header(line: str) -> dict[str, Any]:
