@@ -1,85 +1,208 @@
 """The complete state of an environment under its wrappers, as plain data, for an exact resume.
 
-MuJoCo's integration state alone is not enough: rewards also read what the last step left in other
-fields, so all of them are kept. The Arcade Learning Environment brings its own serialization.
+A wrapper or environment of your own takes part by two methods: `checkpoint_state()` returns all
+that decides what it does next as plain data, or None if that cannot be told just now, and
+`restore_checkpoint_state(state)` brings another object, built alike, there. A wrapper answers for
+itself, not for what it wraps; an environment answers for its `np_random` too. `mujoco_state` and
+`set_mujoco_state` do the work for an environment on MuJoCo. (MujocoEnv has a `set_state` of
+another meaning.)
+
+Plain data are dicts with strings as keys, lists, strings, numbers, bytes, None and NumPy arrays;
+tuples become lists. Here and there arrays are copied.
 """
 
-import time
 from collections import deque
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import wrappers
+from numpy.typing import NDArray
 
 from common import atari_wrappers
-from common.monitor import Monitor
 
 State = dict[str, Any]
 
-# What belongs to the state of each known wrapper; of an unknown one nothing is known.
+# The attributes that are the state of a wrapper: of exactly this class, since a subclass may have
+# more. A wrapper that is neither here nor has methods of its own is unknown.
 WRAPPERS: dict[type, tuple[str, ...]] = {
-    gym.wrappers.OrderEnforcing: ("_has_reset",),
-    gym.wrappers.TimeLimit: ("_elapsed_steps",),
-    gym.wrappers.PassiveEnvChecker: ("checked_reset", "checked_step"),
-    gym.wrappers.FilterObservation: (),
-    gym.wrappers.FlattenObservation: (),
-    gym.wrappers.TransformReward: (),
-    Monitor: (
-        "running_return", "running_length", "needs_reset", "total_steps", "current_reset_info",
-        "rows",
+    wrappers.OrderEnforcing: ("_has_reset",),
+    wrappers.TimeLimit: ("_elapsed_steps",),
+    wrappers.TimeAwareObservation: ("timesteps",),
+    wrappers.PassiveEnvChecker: (
+        "checked_reset", "checked_step", "checked_data_reuse", "_previous_data",
     ),
+    wrappers.ClipAction: (),
+    wrappers.ClipReward: (),
+    wrappers.DtypeObservation: (),
+    wrappers.FilterObservation: (),
+    wrappers.FlattenObservation: (),
+    wrappers.RescaleAction: (),
+    wrappers.RescaleObservation: (),
+    wrappers.ReshapeObservation: (),
+    wrappers.TransformAction: (),  # their functions are taken to be without memory
+    wrappers.TransformObservation: (),
+    wrappers.TransformReward: (),
     atari_wrappers.NoopResetEnv: ("override_num_noops",),
-    atari_wrappers.FireResetEnv: (),
-    atari_wrappers.EpisodicLifeEnv: ("lives", "was_real_done"),
     atari_wrappers.MaxAndSkipEnv: (),
-    atari_wrappers.ClipRewardEnv: (),
+    atari_wrappers.EpisodicLifeEnv: ("lives", "was_real_done"),
+    atari_wrappers.FireResetEnv: (),
     atari_wrappers.WarpFrame: (),
-    atari_wrappers.FrameStack: ("frames",),
     atari_wrappers.ScaledFloatFrame: (),
+    atari_wrappers.ClipRewardEnv: (),
 }  # fmt: skip
 
-# Likewise of environments that are small enough to list, by the name of their class.
-ENVIRONMENTS = {
-    "gymnasium.envs.classic_control.acrobot.AcrobotEnv": ("state",),
-    "gymnasium.envs.classic_control.cartpole.CartPoleEnv": ("state", "steps_beyond_terminated"),
-    "gymnasium.envs.classic_control.continuous_mountain_car.Continuous_MountainCarEnv": ("state",),
-    "gymnasium.envs.classic_control.mountain_car.MountainCarEnv": ("state",),
-    "gymnasium.envs.classic_control.pendulum.PendulumEnv": ("state", "last_u"),
+# The same of the environments that a package defines, beside `np_random` and the simulator.
+ENVIRONMENTS: dict[str, tuple[str, ...]] = {
+    "gymnasium.envs.mujoco": (),
+    "gymnasium_robotics.envs.fetch": ("goal",),
+    "gymnasium_robotics.envs.shadow_dexterous_hand": ("goal",),
+    "gymnasium.envs.classic_control": ("state", "steps_beyond_terminated"),
+    "ale_py": (),
 }
 
 
-def get_env_state(env: Any) -> State | None:
-    """Return all that decides what `env` does next; None if it holds something unknown.
+class _UnknownState(Exception):
+    """Something whose state cannot be known."""
 
-    Known are the wrappers and environments listed above, MuJoCo's, the Arcade Learning
-    Environment's, and any of your own that offers `checkpoint_state()`, returning plain data
-    (dicts, lists, numbers, strings, bytes, NumPy arrays), and `restore_checkpoint_state(data)`.
+
+def get_env_state(env: Any) -> State | None:
+    """Return all that decides what `env` does next, or None if a part of that is not known.
+
+    Known are the wrappers and packages listed above and what has methods of its own; of Atari
+    games, those without random repeats of actions whose steps are 3 frames or longer.
+
+    Raises:
+        TypeError: if the state that an object's own method returns is not plain.
     """
-    layers = []
-    for layer in chain(env):
-        data = _get_layer(layer)
-        if data is None:
-            return None
-        layers.append({"kind": kind(layer), "data": data})
-    return {"layers": layers}
+    layers = _layers(env)
+    try:
+        states = [_get_layer(layer) for layer in layers]
+        _check_game(layers)
+    except _UnknownState:
+        return None
+    return {"id": _env_id(env), "layers": [_name(layer) for layer in layers], "states": states}
 
 
 def set_env_state(env: Any, state: State) -> None:
-    """Bring `env`, built as the saved one was, to the saved state.
+    """Bring `env`, built as the saved one was, to its state: it goes on as that one did.
 
     Raises:
-        ValueError: if it was built otherwise.
+        ValueError: naming what is not as it was: the id, the wrappers, the shape of an array.
     """
-    layers = list(chain(env))
-    saved, here = [layer["kind"] for layer in state["layers"]], [kind(layer) for layer in layers]
-    if saved != here:
-        raise ValueError(f"the saved environment is {' in '.join(saved[::-1])}, this one "
-                         f"{' in '.join(here[::-1])}")  # fmt: skip
-    for layer, entry in zip(reversed(layers), reversed(state["layers"]), strict=True):
-        _set_layer(layer, entry["data"])
+    layers = _layers(env)
+    if state["id"] != _env_id(env):
+        raise ValueError(f"the saved state is of environment {state['id']}, not {_env_id(env)}")
+    names = [_name(layer) for layer in layers]
+    if state["layers"] != names:
+        raise ValueError(
+            f"the saved state is of {_chain(state['layers'])}, this environment is {_chain(names)}"
+        )
+    for layer, saved in zip(reversed(layers), reversed(state["states"]), strict=True):
+        try:
+            _set_layer(layer, _plain(saved))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the saved state of {_name(layer)} does not fit: {error}") from error
 
 
-def chain(env: Any) -> list[Any]:
+def mujoco_state(model: Any, data: Any) -> State:
+    """Return the state of a simulation, what the last step left in `data` for the next included.
+
+    The integration state alone is not all: some rewards are differences to body positions that
+    were computed in the step before.
+
+    Args:
+        model: a mujoco.MjModel.
+        data: its mujoco.MjData.
+    """
+    import mujoco
+
+    spec = mujoco.mjtState.mjSTATE_INTEGRATION
+    integration = np.empty(mujoco.mj_stateSize(model, spec))
+    mujoco.mj_getState(model, data, integration, spec)
+    fields = {name: field.copy() for name, field in _mujoco_fields(model, data).items()}
+    return {"integration": integration, "fields": fields}
+
+
+def set_mujoco_state(model: Any, data: Any, state: State) -> None:
+    """Fill `data` with a state that `mujoco_state` returned for an equal model.
+
+    Raises:
+        ValueError: if a field has another shape, or one of the two has a field more.
+    """
+    import mujoco
+
+    spec = mujoco.mjtState.mjSTATE_INTEGRATION
+    fields = _mujoco_fields(model, data)
+    saved = {"integration": state["integration"], **state["fields"]}
+    shapes = {name: field.shape for name, field in fields.items()}
+    shapes["integration"] = (mujoco.mj_stateSize(model, spec),)
+    for name in sorted(shapes.keys() | saved.keys()):
+        here, there = shapes.get(name), np.shape(saved[name]) if name in saved else None
+        if here != there:
+            raise ValueError(f"MuJoCo's {name} had shape {there}, here it has {here}")
+    mujoco.mj_setState(model, data, state["integration"], spec)
+    mujoco.mj_forward(model, data)  # for the fields that are not saved; it moves the warm start,
+    mujoco.mj_setState(model, data, state["integration"], spec)  # hence once more
+    for name, field in fields.items():
+        field[...] = state["fields"][name]
+
+
+def _mujoco_fields(model: Any, data: Any) -> dict[str, NDArray[np.float64]]:
+    """Return the numbers in `data` whose count does not depend on the contacts, to be written to.
+
+    Every step computes anew what is left out, and no environment reads it before. That includes
+    all indices: wrong ones could lead MuJoCo out of its memory.
+    """
+    import mujoco
+
+    empty = mujoco.MjData(model)  # without contacts
+    fields = {}
+    for name in dir(empty):
+        field = getattr(empty, name) if not name.startswith("_") else None
+        if isinstance(field, np.ndarray) and field.dtype == np.float64 and field.size:
+            fields[name] = getattr(data, name)
+    return fields
+
+
+def _ale_state(ale: Any) -> bytes:
+    """Return the state of a game and of its generator."""
+    return bytes(ale.cloneSystemState().serialize())
+
+
+def _set_ale_state(ale: Any, saved: bytes) -> None:
+    """Bring a game to a saved state."""
+    import ale_py
+
+    try:
+        state = ale_py.ALEState(saved)
+        # How a machine that was just reset goes on is not all in the state, so that it must be
+        # put back into one that was just reset, and others into one that was not. (Qbert)
+        ale.reset_game()
+        if state.getEpisodeFrameNumber() > 0:
+            ale.act(0)
+        ale.restoreSystemState(state)
+    except (RuntimeError, SystemError) as error:  # for bytes that the emulator cannot read
+        raise ValueError("the Arcade Learning Environment cannot read it") from error
+
+
+def _check_game(layers: list[Any]) -> None:
+    """Raise _UnknownState for a game that would not go on as it did, to the last pixel.
+
+    The state holds neither the last action, which is played again where actions repeat at random,
+    nor the screen. The next frame is drawn over that, not always in full (Yars' Revenge): a step
+    must not show it. MaxAndSkipEnv shows its last two frames.
+    """
+    game = layers[-1]
+    if _package(game) != "ale_py":
+        return
+    skip = game._frameskip if isinstance(game._frameskip, int) else min(game._frameskip)
+    skips = [layer._skip for layer in layers if isinstance(layer, atari_wrappers.MaxAndSkipEnv)]
+    if game.ale.getFloat("repeat_action_probability") > 0 or skip * int(np.prod(skips)) < 3:
+        raise _UnknownState
+
+
+def _layers(env: Any) -> list[Any]:
     """Return the wrappers from the outermost in, and the environment at last."""
     layers = [env]
     while isinstance(layers[-1], gym.Wrapper):
@@ -87,100 +210,102 @@ def chain(env: Any) -> list[Any]:
     return layers
 
 
-def kind(layer: Any) -> str:
-    """Return the class of a wrapper, with the id of an environment."""
-    name = f"{type(layer).__module__}.{type(layer).__qualname__}"
-    if isinstance(layer, gym.Wrapper) or getattr(layer, "spec", None) is None:
-        return name
-    return f"{name}({layer.spec.id})"
+def _name(layer: Any) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
 
 
-def _get_layer(layer: Any) -> State | None:
+def _chain(names: list[str]) -> str:
+    """Return classes as one reads them: Outer(Inner(Env))."""
+    short = [name.rpartition(".")[2] for name in names]
+    return "(".join(short) + ")" * (len(short) - 1)
+
+
+def _env_id(env: Any) -> str | None:
+    spec = getattr(_layers(env)[-1], "spec", None)
+    return spec.id if spec else None
+
+
+def _package(env: Any) -> str | None:
+    """Return which of ENVIRONMENTS defines the class of `env`."""
+    module = type(env).__module__
+    return next((name for name in ENVIRONMENTS if f"{module}.".startswith(f"{name}.")), None)
+
+
+def _get_layer(layer: Any) -> State:
+    """Return a copy of one layer's state.
+
+    Raises:
+        _UnknownState: if it is not known.
+    """
     if hasattr(layer, "checkpoint_state"):
-        return {"own": layer.checkpoint_state()}
-    names = _listed(layer)
-    if names is not None:
-        data = {name: getattr(layer, name) for name in names}
-        if isinstance(layer, Monitor):
-            data["elapsed"] = time.time() - layer.tstart
-        if isinstance(layer, atari_wrappers.FrameStack):
-            data["frames"] = list(layer.frames)
-    elif _is_mujoco(layer):
-        data = _get_mujoco(layer)
-    elif _is_ale(layer):
-        data = {"ale": bytes(layer.ale.cloneSystemState().serialize())}
-    else:
-        return None
+        own = layer.checkpoint_state()
+        if own is None:
+            raise _UnknownState
+        try:
+            return {"own": _plain(own)}
+        except TypeError as error:
+            raise TypeError(f"{_name(layer)}.checkpoint_state(): {error}") from None
+    names = _attributes(layer)
+    if names is None:
+        raise _UnknownState
+    try:
+        attributes = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+        state = {"attributes": _plain(attributes)}
+    except TypeError:
+        raise _UnknownState from None
     if not isinstance(layer, gym.Wrapper):
-        data["np_random"] = layer.np_random.bit_generator.state
-    return data
+        state["np_random"] = _plain(layer.np_random.bit_generator.state)
+        if _is_mujoco(layer):
+            state["mujoco"] = mujoco_state(layer.model, layer.data)
+        elif _package(layer) == "ale_py":
+            state["ale"] = _ale_state(layer.ale)
+    return state
 
 
-def _set_layer(layer: Any, data: State) -> None:
-    if hasattr(layer, "checkpoint_state"):
-        layer.restore_checkpoint_state(data["own"])
+def _set_layer(layer: Any, state: State) -> None:
+    """Bring one layer to its saved state."""
+    if "own" in state:
+        layer.restore_checkpoint_state(state["own"])
         return
-    names = _listed(layer)
-    if names is not None:
-        for name in names:
-            setattr(layer, name, data[name])
-        if isinstance(layer, Monitor):
-            layer.tstart = time.time() - data["elapsed"]
-        if isinstance(layer, atari_wrappers.FrameStack):
-            layer.frames = deque(data["frames"], maxlen=layer.k)
-    elif _is_mujoco(layer):
-        _set_mujoco(layer, data)
-    else:
-        import ale_py
-
-        layer.ale.restoreSystemState(ale_py.ALEState(data["ale"]))
-    if not isinstance(layer, gym.Wrapper):
-        layer.np_random.bit_generator.state = data["np_random"]
+    for name in _attributes(layer) or ():
+        if name in state["attributes"]:
+            setattr(layer, name, state["attributes"][name])
+    if "np_random" in state:
+        layer.np_random.bit_generator.state = state["np_random"]
+    if "mujoco" in state:
+        set_mujoco_state(layer.model, layer.data, state["mujoco"])
+    if "ale" in state:
+        _set_ale_state(layer.ale, state["ale"])
 
 
-def _listed(layer: Any) -> tuple[str, ...] | None:
-    return WRAPPERS.get(type(layer), ENVIRONMENTS.get(kind(layer).partition("(")[0]))
+def _attributes(layer: Any) -> tuple[str, ...] | None:
+    """Return the names of the attributes that are the state of a known layer; else None."""
+    if isinstance(layer, gym.Wrapper):
+        return WRAPPERS.get(type(layer))
+    package = _package(layer)
+    if package is None or (hasattr(layer, "data") and not _is_mujoco(layer)):  # mujoco_py's
+        return None
+    return ENVIRONMENTS[package]
 
 
-def _is_ale(layer: Any) -> bool:
-    return type(layer).__module__ == "ale_py.env"
+def _is_mujoco(env: Any) -> bool:
+    return type(getattr(env, "data", None)).__name__ == "MjData"
 
 
-def _is_mujoco(layer: Any) -> bool:
-    return type(getattr(layer, "data", None)).__name__ == "MjData"
+def _plain(value: Any) -> Any:
+    """Return a copy of plain data.
 
-
-def _get_mujoco(env: Any) -> State:
-    import mujoco
-
-    spec = mujoco.mjtState.mjSTATE_INTEGRATION
-    integration = np.empty(mujoco.mj_stateSize(env.model, spec))
-    mujoco.mj_getState(env.model, env.data, integration, spec)
-    data: State = {"integration": integration, "fields": _mujoco_fields(env.data)}
-    if hasattr(env, "goal"):  # of gymnasium_robotics
-        data["goal"] = np.array(env.goal)
-    return data
-
-
-def _mujoco_fields(data: Any) -> dict[str, np.ndarray]:
-    fields = {name: getattr(data, name) for name in dir(data) if not name.startswith("_")}
-    return {
-        name: field.copy()
-        for name, field in fields.items()
-        if isinstance(field, np.ndarray) and field.flags.writeable
-    }
-
-
-def _set_mujoco(env: Any, data: State) -> None:
-    import mujoco
-
-    spec = mujoco.mjtState.mjSTATE_INTEGRATION
-    mujoco.mj_setState(env.model, env.data, data["integration"], spec)
-    mujoco.mj_forward(env.model, env.data)  # sizes the fields that depend on contacts,
-    mujoco.mj_setState(env.model, env.data, data["integration"], spec)  # and moves the warm start
-    for name, value in data["fields"].items():
-        field = getattr(env.data, name)
-        if field.shape == value.shape:
-            field[...] = value
-    if "goal" in data:
-        env.goal = data["goal"].copy()
+    Raises:
+        TypeError: if it is not.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return value.copy()
+    if isinstance(value, np.generic) and value.dtype.kind in "biuf":  # np.float64 is a float, too
+        return value.item()
+    if value is None or isinstance(value, str | bytes | bool | int | float):
+        return value
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | deque):
+        return [_plain(item) for item in value]
+    raise TypeError(f"not plain data: {value!r}")

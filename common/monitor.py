@@ -49,7 +49,13 @@ class Monitor(gym.Wrapper):
     """
 
     EXT = "monitor.csv"
-    _STATE = ("running_return", "running_length", "needs_reset", "total_steps", "current_reset_info")
+    _STATE = (
+        "running_return",
+        "running_length",
+        "needs_reset",
+        "total_steps",
+        "current_reset_info",
+    )
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ from common.math_util import explained_variance
 from common.monitor import find_monitor
 from common.mpi_adam import MpiAdam
 from common.mpi_moments import mpi_moments
-from common.mpi_util import wait_for_all
+from common.mpi_util import CollectiveError, wait_for_all
 from common.torch_util import FlatLayout, compile_function, functional_network
 from ppo1.policy import Policy, TorchPolicy
 
@@ -416,7 +416,7 @@ def learn(
     if state is not None:
         restore_learner(pi, adam, state)
 
-    with notes_on_errors(lambda: f"in iteration {iters_so_far} on rank {comm.Get_rank()}"):
+    with notes_on_errors(lambda: f"in iteration {iters_so_far}", rank=comm.Get_rank()):
         while True:
             if callback is not None:
                 callback(locals(), globals())
@@ -604,8 +604,8 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
             name, values[name] >= 1 and values[name] == int(values[name]), "a whole number above 0"
         )
     for name in ("clip_param", "optim_stepsize", "adam_epsilon"):
-        need(name, 0 < values[name] < math.inf, "above 0")
-    need("entcoeff", 0 <= values["entcoeff"] < math.inf, "at least 0")
+        need(name, 0 < values[name] < math.inf, "a finite number above 0")
+    need("entcoeff", 0 <= values["entcoeff"] < math.inf, "a finite number of at least 0")
     for name in ("gamma", "lam"):
         need(name, 0 <= values[name] <= 1, "in [0, 1]")
     for name in ("schedule", "clip_schedule"):
@@ -676,7 +676,8 @@ def make_columns(pi: Policy, seg: Segment) -> Batch:
     adv = seg["adv"]
     # Standardized over the rank's own segment. Not `std == 0`, which rounding breaks.
     equal = adv.max() == adv.min()
-    with np.errstate(over="ignore"):  # if it does, the value loss is not finite either
+    # Where these overflow, the value loss is not finite either
+    with np.errstate(over="ignore", invalid="ignore"):
         atarg = np.zeros_like(adv) if equal else (adv - adv.mean()) / adv.std()
     columns = {
         "ob": torch.from_numpy(seg["ob"]),
@@ -696,12 +697,15 @@ def make_columns(pi: Policy, seg: Segment) -> Batch:
 
 
 @contextmanager
-def notes_on_errors(where: Callable[[], str]) -> Iterator[None]:
+def notes_on_errors(where: Callable[[], str], *, rank: int) -> Iterator[None]:
     """Add a note on where it happened to an exception that passes, and leave it as it is."""
     try:
         yield
-    except Exception as error:
+    except CollectiveError as error:  # it is every rank's, and names those it came from
         error.add_note(where())
+        raise
+    except Exception as error:
+        error.add_note(f"{where()} on rank {rank}")
         raise
 
 

@@ -70,10 +70,10 @@ def rewind(run, copy, iteration):
 @pytest.mark.parametrize(
     ("name", "nprocs"),
     [
-        ("hopper", 1),
         ("reacher", 2),
-        ("pong", 1),
+        pytest.param("hopper", 1, marks=pytest.mark.slow),
         pytest.param("hopper", 2, marks=pytest.mark.slow),
+        pytest.param("pong", 1, marks=pytest.mark.slow),
         pytest.param("pong", 2, marks=pytest.mark.slow),
     ],
 )
@@ -98,7 +98,14 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGUSR1,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_stops_the_run_at_the_next_iteration_saved(number, finished, tmp_path):
     if OPEN_MPI and number != signal.SIGUSR1:
         pytest.skip("Open MPI kills a second after TERM and INT")
@@ -128,6 +135,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(finished, tmp_path):
     assert_equal(tmp_path / "run", finished)
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_is_announced(finished, tmp_path):
     rewind(finished, tmp_path / "run", iteration=4)
     done = launch(2, "hopper", "--resume", "run", folder=tmp_path)
@@ -135,6 +143,7 @@ def test_another_number_of_ranks_is_announced(finished, tmp_path):
     assert len(results(tmp_path / "run")[1]) == 2
 
 
+@pytest.mark.slow
 def test_an_environment_of_unknown_state_begins_a_fresh_episode(tmp_path):
     script, _, _, *flags = RUNS["hopper"]
     command = [str(ROOT / script), "--env", "tests.envs:toy/dict-v0", *flags]
@@ -145,6 +154,7 @@ def test_an_environment_of_unknown_state_begins_a_fresh_episode(tmp_path):
     assert "with fresh episodes: the environment's own state cannot be saved" in done.stdout
 
 
+@pytest.mark.slow
 def test_resume_before_the_first_checkpoint_starts_from_the_beginning(finished, tmp_path):
     done = launch(0, "hopper", "--resume", "--log-path", "run", folder=tmp_path)
     assert "No checkpoint in run yet: starting from the beginning" in done.stdout
@@ -178,6 +188,7 @@ def test_what_cannot_be_resumed_is_one_line(flags, message, finished, tmp_path):
     np.testing.assert_equal(results(tmp_path / "run"), before)
 
 
+@pytest.mark.slow
 def test_flags_that_agree_or_compute_nothing_may_be_given(finished, tmp_path):
     rewind(finished, tmp_path / "run", iteration=4)
     launch(0, "hopper", "--resume", "run", "--env", "Hopper-v4", "--keep", "2", folder=tmp_path)
@@ -186,6 +197,7 @@ def test_flags_that_agree_or_compute_nothing_may_be_given(finished, tmp_path):
         assert len(list(csv.DictReader(file))) == len(results(finished)[0])
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     script, *flags = RUNS["hopper"]
     command = [sys.executable, str(ROOT / script), *flags, "--log-path", "run"]
