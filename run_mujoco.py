@@ -63,9 +63,9 @@ def make_env(args: argparse.Namespace, seed: int | None) -> gym.Env:
     """Return this rank's environment, seeding this rank by the job's `seed`; None seeds nothing."""
     if args.preset == "robotics":
         rank = MPI.COMM_WORLD.Get_rank()
-        return cmd_util.make_robotics_env(
-            args.env, offset_seed(seed, rank=rank, stride=10000), rank=rank
-        )
+        seed = offset_seed(seed, rank=rank, stride=10000)
+        env = cmd_util.make_robotics_env(args.env, seed, rank=rank)
+        return cmd_util.scale_rewards(env, args.reward_scale)
     return cmd_util.make_mujoco_env(args.env, seed, args.reward_scale)
 
 

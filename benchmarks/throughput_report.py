@@ -298,7 +298,7 @@ def growth(train: Sequence[Row], allreduce: Sequence[Row]) -> Iterator[str]:
             f"{floats:,} floats on {ranks} ranks {seconds * 1e6:,.1f}"
             for (ranks, floats), seconds in sorted(times.items(), key=lambda item: item[0][::-1])
         )
-        yield f"**Allreduce** on this machine, microseconds a call: {listed}."
+        yield f"**Allreduce** here, microseconds a call in the quickest of some blocks: {listed}."
     if one_rank and (2, 1) in times:
         networks = {row["preset"]: row for row in reversed(one_rank)}  # the first of each preset
         yield from many_ranks(networks.values(), measured_link(times))

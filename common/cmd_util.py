@@ -524,9 +524,14 @@ def make_mujoco_env(env_id: str, seed: int | None, reward_scale: float = 1.0) ->
             raise ValueError(f"unsupported observation space {space}: it has no fixed size")
         env = gym.wrappers.FlattenObservation(env)
     env = _seed_and_monitor(env, seed, rank, info_keywords=())
-    if reward_scale != 1.0:
-        env = gym.wrappers.TransformReward(env, lambda reward: reward_scale * float(reward))
-    return env
+    return scale_rewards(env, reward_scale)
+
+
+def scale_rewards(env: gym.Env, scale: float) -> gym.Env:
+    """Return `env` with its rewards multiplied by `scale`."""
+    if scale == 1.0:
+        return env
+    return gym.wrappers.TransformReward(env, lambda reward: scale * float(reward))
 
 
 def make_robotics_env(env_id: str, seed: int | None, rank: int = 0) -> gym.Env:

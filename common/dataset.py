@@ -102,6 +102,7 @@ def iterbatches(
         raise ValueError(
             f"give exactly one of num_batches ({num_batches}) and batch_size ({batch_size})"
         )
+    arrays = [a if hasattr(a, "shape") else np.asarray(a) for a in arrays]
     n = len(arrays[0])
     if any(len(array) != n for array in arrays):
         raise ValueError(f"arrays of different lengths: {[len(array) for array in arrays]}")

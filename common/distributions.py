@@ -300,7 +300,8 @@ class BernoulliPdType(PdType):
 
     def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:  # noqa: D102
         u = 0.5 if rng is None else rng.random(self.size, dtype=np.float32)
-        return (u < 1.0 / (1.0 + np.exp(-flat))).astype(np.int64)
+        with np.errstate(over="ignore"):  # of a logit far below 0, whose probability is 0
+            return (u < 1.0 / (1.0 + np.exp(-flat))).astype(np.int64)
 
 
 def make_pdtype(ac_space: gym.Space) -> PdType:

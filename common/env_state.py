@@ -11,7 +11,6 @@ Plain data are dicts with strings as keys, lists, strings, numbers, bytes, None 
 tuples become lists. Here and there arrays are copied.
 """
 
-from collections import deque
 from typing import Any
 
 import gymnasium as gym
@@ -142,27 +141,27 @@ def set_mujoco_state(model: Any, data: Any, state: State) -> None:
         if here != there:
             raise ValueError(f"MuJoCo's {name} had shape {there}, here it has {here}")
     mujoco.mj_setState(model, data, state["integration"], spec)
-    mujoco.mj_forward(model, data)  # for the fields that are not saved; it moves the warm start,
-    mujoco.mj_setState(model, data, state["integration"], spec)  # hence once more
-    for name, field in fields.items():
+    mujoco.mj_forward(model, data)  # for contacts and the like, of which nothing is saved
+    for name, field in fields.items():  # the warm start too, which that has moved
         field[...] = state["fields"][name]
 
 
 def _mujoco_fields(model: Any, data: Any) -> dict[str, NDArray[np.float64]]:
-    """Return the numbers in `data` whose count does not depend on the contacts, to be written to.
+    """Return those arrays of real numbers that `data` always has, to be read or written.
 
-    Every step computes anew what is left out, and no environment reads it before. That includes
-    all indices: wrong ones could lead MuJoCo out of its memory.
+    What is left out every step computes anew, and no environment reads it before: what comes and
+    goes with contacts, and indices, of which wrong ones could lead MuJoCo out of its memory.
     """
     import mujoco
 
-    empty = mujoco.MjData(model)  # without contacts
-    fields = {}
-    for name in dir(empty):
-        field = getattr(empty, name) if not name.startswith("_") else None
-        if isinstance(field, np.ndarray) and field.dtype == np.float64 and field.size:
-            fields[name] = getattr(data, name)
-    return fields
+    empty = mujoco.MjData(model)  # what does not exist in it shows as memory of NumPy's own
+    arrays = {name: getattr(empty, name) for name in dir(empty) if not name.startswith("_")}
+    return {
+        name: getattr(data, name)
+        for name, array in arrays.items()
+        if isinstance(array, np.ndarray) and array.dtype == np.float64
+        if array.size and not array.flags.owndata
+    }
 
 
 def _ale_state(ale: Any) -> bytes:
@@ -268,7 +267,7 @@ def _set_layer(layer: Any, state: State) -> None:
         layer.restore_checkpoint_state(state["own"])
         return
     for name in _attributes(layer) or ():
-        if name in state["attributes"]:
+        if name in state["attributes"] or hasattr(layer, name):
             setattr(layer, name, state["attributes"][name])
     if "np_random" in state:
         layer.np_random.bit_generator.state = state["np_random"]
@@ -306,6 +305,6 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | deque):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     raise TypeError(f"not plain data: {value!r}")

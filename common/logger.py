@@ -500,6 +500,7 @@ def configure(
     dir: str | os.PathLike[str] | None = None,
     format_strs: Sequence[str] | None = None,
     comm: MPI.Comm | None = None,
+    log_suffix: str = "",
     *,
     append: bool = False,
 ) -> None:
@@ -514,6 +515,7 @@ def configure(
         format_strs: this rank's formats. None: the comma-separated variable OPENAI_LOG_FORMAT on
             rank 0 (default "stdout,log,csv"), OPENAI_LOG_FORMAT_MPI on the others ("log").
         comm: the ranks that share the folder; None means COMM_WORLD.
+        log_suffix: added to the names of the files, before the extension.
         append: continue the files in the folder instead of overwriting them.
 
     Raises:
@@ -521,7 +523,7 @@ def configure(
         ValueError: some rank was given a format that does not exist.
         ImportError: tensorboard was asked for and is not installed.
     """
-    new = _open_logger(dir, format_strs, comm, append)
+    new = _open_logger(dir, format_strs, comm, append, log_suffix)
     old, Logger.CURRENT = Logger.CURRENT, new
     if old is not None:
         old.close()
@@ -559,6 +561,7 @@ def _open_logger(
     format_strs: Sequence[str] | None,
     comm: MPI.Comm | None,
     append: bool,
+    log_suffix: str = "",
 ) -> Logger:
     """Return a logger with its files open. Collective, arguments and errors as `configure`'s."""
     if comm is None:
@@ -582,7 +585,7 @@ def _open_logger(
     failure: Exception | None = None
     try:
         _probe(path)
-        suffix = f"-rank{rank:03d}" if rank > 0 else ""
+        suffix = (f"-rank{rank:03d}" if rank > 0 else "") + log_suffix
         for name in filter(None, map(str.strip, format_strs)):
             formats.append(make_output_format(name, path, suffix, append))
     except OSError as err:

@@ -206,10 +206,17 @@ class Monitor(gym.Wrapper):
             episode[key] = info[key]
         episode |= self.current_reset_info
         if self._file is not None:
-            self._writer.writerow(episode)
-            self._file.flush()
+            self._write_row(self._file, episode)
             self.rows += 1
         info["episode"] = episode
+
+    def _write_row(self, file: TextIO, episode: dict[str, Any]) -> None:
+        try:
+            self._writer.writerow(episode)
+            file.flush()
+        except OSError as error:  # a full disk, say: training is worth more than this file
+            warnings.warn(f"no more episodes are written to {file.name}: {error}", stacklevel=2)
+            self._file = None
 
 
 def truncate_monitor_file(filename: str | os.PathLike[str], rows: int | None = None) -> int:

@@ -33,7 +33,8 @@ class MpiAdam:
     rank keeps m, v and t of its own; they agree because the averaged gradient does.
 
     Attributes:
-        theta: (P,) float32 tensor that all parameters are views of, on their device.
+        theta: (P,) float32 tensor that all parameters are views of, on their device. Where that is
+            a GPU, set it by `setfromflat` alone, which sets the copy in host memory too.
         m, v: (P,) float32.
         t: updates made so far.
     """
@@ -88,7 +89,7 @@ class MpiAdam:
         if self.t % 100 == 0:
             self.check_synced()
         if isinstance(localg, torch.Tensor):
-            localg = localg.cpu().numpy()
+            localg = localg.detach().cpu().numpy()
         gradient = np.require(localg, dtype=np.float32, requirements=["C", "W"])
         if gradient.shape != self.m.shape:
             raise ValueError(
@@ -196,4 +197,5 @@ class MpiAdam:
 
 def _is_finite(vector: NDArray[np.float32]) -> bool:
     # The sum of squares tells in the usual case; it may overflow where every number is finite.
-    return math.isfinite(vector.dot(vector)) or bool(np.isfinite(vector).all())
+    with np.errstate(over="ignore"):
+        return math.isfinite(vector.dot(vector)) or bool(np.isfinite(vector).all())

@@ -210,6 +210,7 @@ def device_of(args: argparse.Namespace) -> torch.device:
         raise ValueError(f"--device {args.device}: need cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
         raise ValueError(f"--device {args.device}: PyTorch sees no CUDA GPU on this machine")
+    torch.backends.cudnn.allow_tf32 = False  # the CPU's numbers to 1e-4, which TF32 would not give
     count = torch.cuda.device_count()
     index = MPI.COMM_WORLD.Get_rank() % count if device.index is None else device.index
     if index >= count:
@@ -246,7 +247,7 @@ def begin_run(
     Collective: every rank must call it.
 
     Returns:
-        rank 0's handle of the locked folder; None on the other ranks.
+        rank 0's open lock file; None on the other ranks.
     """
     comm = MPI.COMM_WORLD
     if args.seed is None:
@@ -261,7 +262,9 @@ def begin_run(
         nonlocal lock
         if is_root:
             lock = lock_folder(Path(args.log_path))
-            if checkpoint is not None:
+            if checkpoint is None:
+                remove_earlier_run(Path(args.log_path))
+            else:
                 cut_logs(Path(args.log_path), checkpoint)
 
     check_run(parser, open_logs)
@@ -285,7 +288,7 @@ def lock_folder(folder: Path) -> int:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
+        lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
         text = f"cannot write logs: {error.strerror}"
         raise OSError(error.errno, text, error.filename) from error
@@ -293,7 +296,21 @@ def lock_folder(folder: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another run is writing to {str(folder)!r}") from None
+    except OSError as error:  # of a file system without locks
+        logger.warn(
+            f"WARNING: cannot lock {folder}, so mind that no other run writes there: {error}"
+        )
     return lock
+
+
+def remove_earlier_run(folder: Path) -> None:
+    """Remove what an earlier run left in a folder that a new one takes over.
+
+    Its checkpoints would pass for the new one's, and the other ranks' files for the new ranks'.
+    """
+    for pattern in ("checkpoints/iteration-*.ckpt", "*.monitor.csv", "log*.txt", "progress.*"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def new_folder(args: argparse.Namespace, title: str) -> str:

@@ -89,34 +89,36 @@ def flatten_parameters(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor
 
 
 def functional_network(
-    pi: Any, parameters: Sequence[nn.Parameter]
+    network: Any, parameters: Sequence[nn.Parameter]
 ) -> tuple[Callable[[Mapping[str, torch.Tensor], torch.Tensor], Any], list[str]]:
-    """Return a policy's network as a function of its weights, and the weights' names.
+    """Return a network as a function of {name: weight} and its input, and the weights' names.
 
-    The function takes {name: weight} and observations: those that `forward` takes where the policy
-    has a `preprocess`, else those that `pdparam_and_vpred` does.
+    Args:
+        network: a module, or a method of one.
+        parameters: the weights, all of them the module's.
 
     Raises:
-        TypeError: if the policy is not a `torch.nn.Module`.
+        TypeError: if there is no `torch.nn.Module`.
         KeyError: if one of `parameters` is not the module's.
     """
-    if not isinstance(pi, nn.Module):
-        raise TypeError(f"{type(pi).__name__} is not a torch.nn.Module")
-    module: nn.Module = pi if hasattr(pi, "preprocess") else _Caller(pi)
+    owner = getattr(network, "__self__", network)
+    if not isinstance(owner, nn.Module):
+        raise TypeError(f"{type(owner).__name__} is not a torch.nn.Module")
+    module = network if network is owner else _Caller(owner, network.__name__)
     by_id = {id(parameter): name for name, parameter in module.named_parameters()}
     names = [by_id[id(parameter)] for parameter in parameters]
     return lambda weights, ob: torch.func.functional_call(module, dict(weights), (ob,)), names
 
 
 class _Caller(nn.Module):
-    """Makes `pdparam_and_vpred` the forward of a module."""
+    """Makes a method of a module the forward of one."""
 
-    def __init__(self, pi: Any) -> None:
+    def __init__(self, owner: nn.Module, method: str) -> None:
         super().__init__()
-        self.pi = pi
+        self.owner, self.method = owner, method
 
     def forward(self, ob: torch.Tensor) -> Any:
-        return self.pi.pdparam_and_vpred(ob)
+        return getattr(self.owner, self.method)(ob)
 
 
 def compile_function(function: Callable[..., Any], *example: torch.Tensor) -> Callable[..., Any]:

@@ -68,8 +68,8 @@ class MlpPolicy(TorchPolicy):
         self._normalized = self._input[:-1].reshape(self.ob_shape)
         self._ob_high = np.full_like(self._normalized, OB_CLIP)
         self._ob_low = -self._ob_high
-        self._anchor = [next(self.parameters())]  # a list, for a module would register it again
-        self._views_at = 0
+        self._weights = self.get_trainable_variables()  # a list: no second registration
+        self._views_at: list[int] = []
 
     def _add_tower(self, scope: str, sizes: list[int], final_std: float) -> None:
         for i in range(len(sizes) - 1):
@@ -84,7 +84,7 @@ class MlpPolicy(TorchPolicy):
         mean = torch.from_numpy(self.ob_rms.mean).to(self.device)
         std = torch.from_numpy(self.ob_rms.std).to(self.device)
         normalized = (ob.to(self.device, torch.float32) - mean) / std
-        return normalized.clamp(-OB_CLIP, OB_CLIP).flatten(start_dim=1)
+        return normalized.clamp(-OB_CLIP, OB_CLIP).reshape(len(ob), -1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, P) distribution parameters and (N,) values for normalized observations."""
@@ -107,7 +107,7 @@ class MlpPolicy(TorchPolicy):
 
         A single observation through torch costs several times as much as the arithmetic.
         """
-        if self._views_at != self._anchor[0].data_ptr():
+        if self._views_at != [weight.data_ptr() for weight in self._weights]:
             self._view_parameters()
         if self._towers is None:
             return super().act(stochastic, ob)
@@ -136,6 +136,7 @@ class MlpPolicy(TorchPolicy):
         A bias follows its kernel in the flat vector, so the two are one matrix of a row more, and
         a vector with a 1 at its end gets both in one product.
         """
+        self._views_at = [weight.data_ptr() for weight in self._weights]
         weights = self.weights
         layers = [f"fc{i + 1}" for i in range(self.num_hid_layers)] + ["final"]
         self._towers: list[list[Layer]] | None = [[], []]
@@ -151,4 +152,3 @@ class MlpPolicy(TorchPolicy):
                 units_and_one = np.ones(columns + 1, np.float32)
                 tower.append((matrix.numpy(), units_and_one[:-1], units_and_one))
         self._logstd = weights["pol/logstd"].detach()[0].numpy() if self.fixed_var else None
-        self._views_at = self._anchor[0].data_ptr()

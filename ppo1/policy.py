@@ -13,7 +13,12 @@ from common.distributions import PdType, make_pdtype
 
 
 class Policy(Protocol):
-    """All that `learn` uses. An `ob_rms` attribute, where there is one, is updated as well."""
+    """All that `learn` uses. An `ob_rms`, where there is one, is updated with each segment.
+
+    A policy that is a `torch.nn.Module` can be compiled, if what it computes depends on its
+    parameters and the observations alone. One with an `ob_rms` must derive from `TorchPolicy`
+    for that, whose `preprocess` is not compiled; any other trains eagerly.
+    """
 
     recurrent: bool
     pdtype: PdType
@@ -53,6 +58,11 @@ class TorchPolicy(nn.Module):
         self.ob_shape: tuple[int, ...] = ob_space.shape
         self.pdtype = make_pdtype(ac_space)
         self.rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+
+    @property
+    def has_own_network(self) -> bool:
+        """Whether `pdparam_and_vpred` is `forward` after `preprocess`, in no subclass changed."""
+        return type(self).pdparam_and_vpred is TorchPolicy.pdparam_and_vpred
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ Dimension letters: T steps of a rank's segment, N rows of a minibatch, P distrib
 """
 
 import math
+import numbers
 import random
 import time
 from collections import deque
@@ -45,6 +46,7 @@ SCHEDULES = ("constant", "linear")
 # a second run has too, never by the clock, because compiled gradients differ in the last bits.
 UPDATES_WORTH_COMPILING = 25_000
 LIMITS = ("max_timesteps", "max_episodes", "max_iters", "max_seconds")
+OPTIONAL = ("optim_batchsize", *LIMITS)
 HYPERPARAMETERS = (
     "timesteps_per_actorbatch", "clip_param", "entcoeff", "optim_epochs", "optim_stepsize",
     "optim_batchsize", "gamma", "lam", *LIMITS, "adam_epsilon", "schedule", "clip_schedule",
@@ -114,6 +116,8 @@ def traj_segment_generator(
         if not has_acted:
             prevac = ac
             ac, vpred = pi.act(stochastic, ob)
+            if not math.isfinite(vpred):
+                check_finite(np.asarray(ob)[None], i)  # a NaN shows in the value
         has_acted = False
         if i == horizon:
             check_finite(obs)
@@ -151,15 +155,20 @@ def traj_segment_generator(
         i += 1
 
 
-def check_finite(obs: NDArray[Any]) -> None:
-    """Raise FloatingPointError if an observation (T, *ob_shape) is not finite, saying where."""
+def check_finite(obs: NDArray[Any], first_step: int = 0) -> None:
+    """Raise FloatingPointError if one of observations (N, *ob_shape) is not finite, saying where.
+
+    Args:
+        obs: from the segment's step `first_step` on.
+        first_step: of the segment.
+    """
     finite = np.isfinite(obs) if obs.dtype.kind == "f" else np.True_
     if not finite.all():
         step, *component = (int(index) for index in np.argwhere(~finite)[0])
         value = obs[(step, *component)]
         raise FloatingPointError(
             f"the environment returned an observation with component {component} = {value} "
-            f"at step {step} of the segment"
+            f"at step {first_step + step} of the segment"
         )
 
 
@@ -239,7 +248,7 @@ class LossAndGrad:
         self.pi = pi
         self.entcoeff = entcoeff
         self.theta = theta
-        self.network = pi if isinstance(pi, TorchPolicy) else pi.pdparam_and_vpred
+        self.network = network_of(pi)
         self.parameters = pi.get_trainable_variables()
         self.layout = FlatLayout(self.parameters)
         self.gradient = torch.zeros_like(theta)
@@ -256,7 +265,7 @@ class LossAndGrad:
             rows: (N,) int64, the minibatch.
             clip_param: ().
         """
-        if self.compiled is not None:
+        if self.compiled is not None and self.compiled_for == (len(columns["ac"]), len(rows)):
             return self.compiled(self.theta, clip_param, rows, *columns.values())
         total, losses = self._losses(self.network, select(columns, rows), clip_param)
         # An unused parameter's gradient is zero, as in TensorFlow's flatgrad.
@@ -279,7 +288,9 @@ class LossAndGrad:
         Raises:
             Exception: whatever keeps the policy from being compiled; the eager path then stays.
         """
-        network, names = functional_network(self.pi, self.parameters)
+        if hasattr(self.pi, "ob_rms") and self.network is not self.pi:
+            raise TypeError(f"the statistics of {type(self.pi).__name__} would be frozen")
+        network, names = functional_network(self.network, self.parameters)
 
         def losses_and_gradient(
             theta: Tensor, clip_param: Tensor, rows: Tensor, *values: Tensor
@@ -298,12 +309,18 @@ class LossAndGrad:
         self.compiled = compile_function(
             losses_and_gradient, self.theta, clip_param, rows, *columns.values()
         )
+        self.compiled_for = len(columns["ac"]), len(rows)  # segments of other lengths stay eager
 
     def _losses(
         self, network: Callable[[Tensor], tuple[Tensor, Tensor]], batch: Batch, clip_param: Tensor
     ) -> tuple[Tensor, Tensor]:
         pdparam, vpred = network(batch["ob"])
         return ppo_losses(self.pi.pdtype, pdparam, vpred, batch, clip_param, self.entcoeff)
+
+
+def network_of(pi: Policy) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return what computes (N, P) and (N,): from preprocessed observations, if it is pi itself."""
+    return pi if isinstance(pi, TorchPolicy) and pi.has_own_network else pi.pdparam_and_vpred
 
 
 def select(columns: Batch, rows: Tensor) -> Batch:
@@ -394,6 +411,8 @@ def learn(
     adam = MpiAdam(pi.get_trainable_variables(), epsilon=adam_epsilon, comm=comm)
     adam.sync()
     lossandgrad = LossAndGrad(pi, entcoeff, adam.theta)
+    if hasattr(pi, "ob_rms"):
+        pi.ob_rms.comm = comm
     saved = {} if state is None else state
     options: dict[str, Any] = {"bootstrap_gamma": gamma} if bootstrap_truncated else {}
     if "carry" in saved:
@@ -411,7 +430,7 @@ def learn(
     # ... and as Monitor does: whole games, their rewards neither clipped nor scaled
     truelenbuffer: deque[int] = deque(saved.get("truelenbuffer", ()), maxlen=100)
     truerewbuffer: deque[float] = deque(saved.get("truerewbuffer", ()), maxlen=100)
-    episodes_monitored = 0
+    episodes_monitored = 0 if monitor is None else len(monitor.get_episode_lengths())
     seg: Segment | None = None
     if state is not None:
         restore_learner(pi, adam, state)
@@ -589,6 +608,13 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the first that is out of range, its value and its range.
     """
+    for name, value in values.items():
+        if name in ("schedule", "clip_schedule") or (value is None and name in OPTIONAL):
+            continue
+        is_count = name in ("timesteps_per_actorbatch", "optim_epochs", "optim_batchsize")
+        if not isinstance(value, numbers.Integral if is_count else numbers.Real):
+            kind = "a whole number" if is_count else "a number"
+            raise ValueError(f"{name} must be {kind}, got {value!r}")
     limits = {name: values[name] for name in LIMITS if values[name]}
     if len(limits) != 1 or not next(iter(limits.values())) > 0:
         raise ValueError(
@@ -600,9 +626,7 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be {limit}, got {values[name]!r}")
 
     for name in ("timesteps_per_actorbatch", "optim_epochs"):
-        need(
-            name, values[name] >= 1 and values[name] == int(values[name]), "a whole number above 0"
-        )
+        need(name, values[name] >= 1, "a whole number above 0")
     for name in ("clip_param", "optim_stepsize", "adam_epsilon"):
         need(name, 0 < values[name] < math.inf, "a finite number above 0")
     need("entcoeff", 0 <= values["entcoeff"] < math.inf, "a finite number of at least 0")
@@ -687,11 +711,10 @@ def make_columns(pi: Policy, seg: Segment) -> Batch:
     }
     device = pi.get_trainable_variables()[0].device
     columns = {name: column.to(device) for name, column in columns.items()}
-    if isinstance(pi, TorchPolicy):
-        columns["ob"] = pi.preprocess(columns["ob"])
-        oldpdparam, _ = pi(columns["ob"])
-    else:
-        oldpdparam, _ = pi.pdparam_and_vpred(columns["ob"])
+    network = network_of(pi)
+    if isinstance(network, TorchPolicy):
+        columns["ob"] = network.preprocess(columns["ob"])
+    oldpdparam, _ = network(columns["ob"])
     oldlogp = pi.pdtype.pdfromflat(oldpdparam).logp(columns["ac"])
     return {**columns, "oldpdparam": oldpdparam, "oldlogp": oldlogp}
 

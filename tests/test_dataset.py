@@ -103,6 +103,11 @@ def test_iterbatches_takes_one_of_two_sizes(options):
         list(iterbatches([np.arange(4)], **options))
 
 
+def test_iterbatches_takes_lists():
+    (batch,) = iterbatches([[1, 2], [3, 4]], num_batches=1, shuffle=False)
+    assert [part.tolist() for part in batch] == [[1, 2], [3, 4]]
+
+
 def test_iterbatches_lengths_must_agree():
     with pytest.raises(ValueError, match="different lengths"):
         list(iterbatches([np.arange(4), np.arange(5)], num_batches=2))

@@ -175,6 +175,19 @@ def test_loading_passes_over_the_old_policys_variables():
     assert not policy.variables()["pol/logstd"].any()
 
 
+def test_acting_follows_parameters_that_moved_one_by_one():
+    policy = make_policy()
+    ob = np.linspace(-1, 1, 11)
+    policy.act(False, ob)
+    parameters = policy.get_trainable_variables()
+    parameters[-2].data = torch.ones_like(parameters[-2])  # the policy's last bias
+    want = policy.pdparam_and_vpred(torch.from_numpy(ob[None]))[0][0, :3].detach()
+    assert_close(policy.act(False, ob)[0], want)
+    MpiAdam(parameters[:4]).setfromflat(np.zeros(11 * 64 + 64 + 64 * 64 + 64, np.float32))
+    want = policy.pdparam_and_vpred(torch.from_numpy(ob[None]))[1].item()
+    assert_close(policy.act(False, ob)[1], np.float32(want))
+
+
 @pytest.mark.parametrize("sizes", [(0, 2), (64, 0)])
 def test_sizes_must_be_positive(sizes):
     with pytest.raises(ValueError, match="must be at least 1"):

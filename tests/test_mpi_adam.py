@@ -145,6 +145,11 @@ def test_large_gradients_whose_sum_overflows_are_finite():
     assert np.isfinite(adam.getflat()).all()
 
 
+def test_looking_for_infinities_warns_of_nothing():
+    assert mpi_adam._is_finite(np.full(7, 1e30, np.float32))  # whose squares overflow
+    assert not mpi_adam._is_finite(np.array([1.0, np.inf], np.float32))
+
+
 def faults_on_rank(comm):
     """NaN on rank 1 alone, then drifting parameters on the last rank alone."""
     adam = make_adam(comm=comm)

@@ -9,7 +9,9 @@ from mpi4py import MPI
 
 from common import logger
 from common.distributions import CategoricalPdType, DiagGaussianPdType
+from common.monitor import Monitor
 from common.mpi_adam import MpiAdam
+from common.mpi_running_mean_std import RunningMeanStd
 from common.mpi_util import CollectiveError
 from common.torch_util import FlatLayout
 from ppo1 import pposgd_simple
@@ -639,6 +641,11 @@ def test_every_kind_of_action_trains(ac_space):
         ({"entcoeff": -0.1}, "entcoeff must be a finite number of at least 0"),
         ({"gamma": 1.01}, r"gamma must be in \[0, 1\], got 1.01"),
         ({"lam": -0.5}, "lam must be in"),
+        ({"gamma": "x"}, "gamma must be a number, got 'x'"),
+        ({"optim_stepsize": None}, "optim_stepsize must be a number, got None"),
+        ({"optim_epochs": 1.0}, "optim_epochs must be a whole number, got 1.0"),
+        ({"optim_batchsize": 4.5}, "optim_batchsize must be a whole number, got 4.5"),
+        ({"max_iters": "3"}, "max_iters must be a number, got '3'"),
     ],
 )
 def test_arguments_out_of_range_are_named(change, message):
@@ -764,6 +771,64 @@ def test_any_module_that_keeps_to_the_protocol_is_compiled(capsys):
     for got, want in zip(compiled.parameters(), eager.parameters(), strict=True):
         assert_close(got.detach(), want.detach())
     assert compiled.logits.any()
+
+
+class WithStatistics(PlainModule):
+    """One whose outputs depend on running statistics, which a compiled function would freeze."""
+
+    def __init__(self, name, ob_space, ac_space):
+        super().__init__(name, ob_space, ac_space)
+        self.ob_rms = RunningMeanStd(shape=ob_space.shape, comm=MPI.COMM_SELF)
+
+    def pdparam_and_vpred(self, ob):
+        pdparam, vpred = super().pdparam_and_vpred(ob)
+        return pdparam + torch.from_numpy(self.ob_rms.mean), vpred
+
+
+def test_statistics_are_not_compiled_into_somebodys_policy(capsys):
+    run(Bandit(4), WithStatistics, max_iters=1, compile=True)
+    (line,) = [line for line in logged_lines(capsys) if "ompil" in line]
+    assert line.endswith("the statistics of WithStatistics would be frozen")
+
+
+class Shifted(MlpPolicy):
+    """Changes what the network gives, by the public method."""
+
+    calls = 0
+
+    def pdparam_and_vpred(self, ob):
+        type(self).calls += 1
+        pdparam, vpred = super().pdparam_and_vpred(ob)
+        return pdparam, vpred + 1.0
+
+
+def test_an_overridden_network_is_the_one_that_is_trained():
+    run(policy_fn=lambda *args: Shifted(*args, 8, 1), max_iters=1)
+    assert Shifted.calls == 1 + 8 + 1  # the old policy's, 8 updates', and the evaluation's
+
+
+def test_compiled_for_one_length_others_stay_eager():
+    lossandgrad, columns = lossandgrad_and_columns(gym.spaces.Discrete(3))
+    lossandgrad.compiled = lambda *_: 1 / 0
+    lossandgrad.compiled_for = (64, 16)
+    lossandgrad(columns, torch.arange(15), CLIP)
+    with pytest.raises(ZeroDivisionError):
+        lossandgrad(columns, torch.arange(16), CLIP)
+
+
+def test_statistics_use_the_communicator_given():
+    pi, _ = run(max_iters=1, comm=MPI.COMM_SELF)
+    assert pi.ob_rms.comm is MPI.COMM_SELF
+
+
+def test_a_monitors_earlier_episodes_do_not_count():
+    env = Monitor(Countdown(4), None, allow_early_resets=True)
+    run(env, max_iters=1)
+    _, (row,) = run(env, max_iters=1)
+    assert row["EpTrueLenMean"] == row["EpTrueRewMean"] == 4
+    lengths = []
+    run(env, max_iters=1, callback=lambda local, _: lengths.append(len(local["truelenbuffer"])))
+    assert lengths == [0, 8]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_second_run_leaves_the_first_ones_files(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_LOGDIR", "first")
     run("--seed", "1")
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
-    assert {path.name for path in files} == {"0.monitor.csv", "config.json", "log.txt"} | {
+    assert {path.name for path in files} == {"0.monitor.csv", "config.json", "log.txt", ".lock"} | {
         "progress.csv"
     }
     with pytest.raises(SystemExit):
@@ -219,7 +219,7 @@ def test_seeds_and_files_by_rank(tmp_path):
             np.testing.assert_array_equal(action, env.action_space.sample())
     assert {path.name for path in folder.iterdir()} == {
         "0.monitor.csv", "1.monitor.csv", "config.json", "log.txt", "log-rank001.txt",
-        "progress.csv",
+        "progress.csv", ".lock",
     }  # fmt: skip
     assert json.loads((folder / "config.json").read_text())["ranks"] == 2
     assert {path.name for path in (tmp_path / "logs-envs").glob("*.monitor.csv")} == {

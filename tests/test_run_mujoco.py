@@ -264,7 +264,7 @@ def test_training_on_two_ranks(tmp_path):
     assert episodes["l"].sum() == steps[-1]
     assert {path.name for path in folder.iterdir()} == {
         "0.monitor.csv", "1.monitor.csv", "config.json", "log.txt", "log-rank001.txt",
-        "progress.csv", "checkpoints",
+        "progress.csv", "checkpoints", ".lock",
     }  # fmt: skip
     assert (folder / "log.txt").read_text() == done.stdout
 
