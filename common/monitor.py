@@ -13,6 +13,7 @@ Differs:
   of baselines' first releases are not read.
 """
 
+import contextlib
 import csv
 import glob
 import io
@@ -207,16 +208,18 @@ class Monitor(gym.Wrapper):
         episode |= self.current_reset_info
         if self._file is not None:
             self._write_row(self._file, episode)
-            self.rows += 1
         info["episode"] = episode
 
     def _write_row(self, file: TextIO, episode: dict[str, Any]) -> None:
         try:
             self._writer.writerow(episode)
             file.flush()
+            self.rows += 1
         except OSError as error:  # a full disk, say: training is worth more than this file
             warnings.warn(f"no more episodes are written to {file.name}: {error}", stacklevel=2)
             self._file = None
+            with contextlib.suppress(OSError):  # it would like to flush
+                file.close()
 
 
 def truncate_monitor_file(filename: str | os.PathLike[str], rows: int | None = None) -> int:
