@@ -125,6 +125,7 @@ def test_a_signal_stops_the_run_at_the_next_iteration_saved(number, finished, tm
     assert_equal(tmp_path / "run", finished)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_said(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     newest, before, *_ = checkpoint_files(tmp_path / "run" / "checkpoints")

@@ -25,7 +25,7 @@ def bench(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=[pytest.mark.mpi, pytest.mark.slow])])
 def test_quick_run(tmp_path: Path, ranks: int) -> None:
     out = tmp_path / "figures.csv"
     done = bench("--quick", "--env", "HalfCheetah-v4", "--ranks", f"{ranks}", "--out", str(out),
