@@ -83,7 +83,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(name, nprocs, tmp_path)
     done = launch(nprocs, name, "--resume", "again", folder=tmp_path)
     assert "Resuming before iteration 2, exactly" in done.stdout
     assert_equal(tmp_path / "again", tmp_path / "whole")
-    assert len(results(tmp_path / "again")[0]) >= 4
+    assert len(results(tmp_path / "again")[0]) > 2  # more than the checkpoint had
     text = (tmp_path / "again" / "log.txt").read_text()
     iterations = re.findall(r"Iteration (\d+) ", text)
     assert iterations == [str(i) for i in range(len(iterations))]
