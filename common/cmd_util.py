@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import difflib
 import importlib
-import importlib.metadata
 import io
 import math
 import os

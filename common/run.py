@@ -22,7 +22,7 @@ import torch
 from mpi4py import MPI
 
 from common import logger
-from common.checkpoint import Checkpointer, StopRequested
+from common.checkpoint import Checkpointer, StopRequested, checkpoint_files
 from common.cmd_util import ArgumentParser, describe, flag, parse_args
 from common.env_state import get_env_state, set_env_state
 from common.monitor import find_monitor, truncate_monitor_file
@@ -308,9 +308,15 @@ def remove_earlier_run(folder: Path) -> None:
 
     Its checkpoints would pass for the new one's, and the other ranks' files for the new ranks'.
     """
-    for pattern in ("checkpoints/iteration-*.ckpt", "*.monitor.csv", "log*.txt", "progress.*"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    for path in (
+        *checkpoint_files(folder / "checkpoints"),
+        *folder.glob("[0-9]*.monitor.csv"),
+        *folder.glob("log-rank[0-9]*.txt"),
+        *folder.glob("progress.json"),
+        *folder.glob("progress.csv"),
+        *folder.glob("log.txt"),
+    ):
+        path.unlink()
 
 
 def new_folder(args: argparse.Namespace, title: str) -> str:
