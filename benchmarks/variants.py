@@ -1,0 +1,105 @@
+#!/usr/bin/env python
+"""Train as run_mujoco.py does, with one piece of the algorithm exchanged, for the ablations.
+
+    python benchmarks/variants.py torch-adam --env Hopper-v4 --seed 0
+
+The variants:
+    torch-adam    Adam's epsilon inside the bias correction, as `torch.optim.Adam` has it
+    stored-logp   the ratio's denominator is the probability at sampling time, of the policy and
+                  the observation statistics that acted, as most other implementations have it
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a rank; must precede NumPy
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+import run_mujoco
+from common.mpi_adam import MpiAdam
+from ppo1 import pposgd_simple
+from ppo1.policy import Policy
+from ppo1.pposgd_simple import Batch, Segment, make_columns, traj_segment_generator
+
+
+class TorchAdam(MpiAdam):
+    """Adam as `torch.optim.Adam` computes it.
+
+    a * m / (sqrt(v) + epsilon * sqrt(1 - beta2**t)), with `MpiAdam`'s a: the same formula, its
+    epsilon growing to the full one within some thousand updates.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what `MpiAdam` takes."""
+        super().__init__(*args, **kwargs)
+        self.full_epsilon = self.epsilon
+
+    def update(self, localg: Any, stepsize: float) -> None:
+        """Take one step, with this update's epsilon."""
+        self.epsilon = self.full_epsilon * math.sqrt(1 - self.beta2 ** (self.t + 1))
+        super().update(localg, stepsize)
+
+    def compile(self) -> None:
+        """Stay in NumPy: a compiled step would keep the epsilon that it was compiled with."""
+
+
+def segments_with_logp(
+    pi: Policy, env: gym.Env, horizon: int, stochastic: bool, **options: Any
+) -> Iterator[Segment]:
+    """Yield segments with `logp`, (T,), the actions' log-probabilities when they were sampled.
+
+    The action at index 0 was sampled before the update that precedes the segment.
+    """
+    logp_of_next: torch.Tensor | None = None
+    for seg in traj_segment_generator(pi, env, horizon, stochastic, **options):
+        carry = seg["carry"]
+        obs = np.concatenate([seg["ob"], np.asarray(carry["ob"])[None]])
+        acs = np.concatenate([seg["ac"], np.asarray(carry["ac"])[None]])
+        with torch.no_grad():
+            pdparam, _ = pi.pdparam_and_vpred(torch.from_numpy(obs))
+            logp = pi.pdtype.pdfromflat(pdparam).logp(torch.from_numpy(acs))
+        if logp_of_next is not None:
+            logp[0] = logp_of_next
+        logp_of_next = logp[-1].clone()
+        seg["logp"] = logp[:-1]
+        yield seg
+
+
+def columns_with_stored_logp(pi: Policy, seg: Segment) -> Batch:
+    """Return the columns that the losses need, `oldlogp` being the segment's `logp`."""
+    return {**make_columns(pi, seg), "oldlogp": seg["logp"]}
+
+
+# What takes the place of which name of `pposgd_simple`, where `learn` looks it up.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "torch-adam": {"MpiAdam": TorchAdam},
+    "stored-logp": {
+        "traj_segment_generator": segments_with_logp,
+        "make_columns": columns_with_stored_logp,
+    },
+}
+
+
+def main() -> None:
+    """Train the variant that the first argument names; the others are run_mujoco.py's."""
+    parser = argparse.ArgumentParser(description="All further flags are those of run_mujoco.py.")
+    parser.add_argument("variant", choices=VARIANTS)
+    args, flags = parser.parse_known_args()
+    for name, replacement in VARIANTS[args.variant].items():
+        setattr(pposgd_simple, name, replacement)
+    run_mujoco.main(flags)
+
+
+if __name__ == "__main__":
+    main()

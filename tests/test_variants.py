@@ -1,0 +1,72 @@
+import importlib
+import sys
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.mpi_adam import MpiAdam
+from ppo1.mlp_policy import MlpPolicy
+from tests.ranks import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))  # scripts, not a package
+variants = importlib.import_module("variants")
+
+
+def test_torch_adam_takes_the_steps_of_torchs() -> None:
+    start = torch.linspace(-1, 1, 7)
+    ours, theirs, ppo1s = (torch.nn.Parameter(start.clone()) for _ in range(3))
+    adam = variants.TorchAdam([ours], epsilon=1e-2)  # large, for its place to matter
+    ppo1s_adam = MpiAdam([ppo1s], epsilon=1e-2)
+    reference = torch.optim.Adam([theirs], lr=3e-2, eps=1e-2)
+    adam.compile()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        gradient = rng.normal(size=7).astype(np.float32)
+        theirs.grad = torch.from_numpy(gradient.copy())
+        reference.step()
+        adam.update(gradient.copy(), 3e-2)
+        ppo1s_adam.update(gradient, 3e-2)
+        # float32: the two round differently
+        np.testing.assert_allclose(ours.detach(), theirs.detach(), rtol=0, atol=2e-6)
+    assert (ours - ppo1s).abs().max() > 1e-2
+
+
+class Recording(MlpPolicy):
+    """Keeps the log-probability of each action at the time when it was sampled."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.logps: list[float] = []
+
+    def act(self, stochastic: bool, ob: NDArray[Any]) -> tuple[Any, np.float32]:
+        ac, vpred = super().act(stochastic, ob)
+        pdparam, _ = self.pdparam_and_vpred(torch.from_numpy(ob[None]))
+        pd = self.pdtype.pdfromflat(pdparam)
+        self.logps.append(pd.logp(torch.from_numpy(np.asarray(ac)[None])).item())
+        return ac, vpred
+
+
+def test_stored_logp_is_that_of_sampling_time() -> None:
+    np.random.seed(0)
+    env = gym.make("Pendulum-v1")
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    pi = Recording("pi", env.observation_space, env.action_space, hid_size=8, num_hid_layers=1)
+    segments = variants.segments_with_logp(pi, env, 5, stochastic=True)
+    stored = []
+    for _ in range(3):
+        seg = next(segments)
+        stored.extend(seg["logp"].tolist())
+        with torch.no_grad():  # an update of weights and statistics, after acting
+            for parameter in pi.get_trainable_variables():
+                parameter += 0.1
+        pi.ob_rms.update(seg["ob"])
+        columns = variants.columns_with_stored_logp(pi, {**seg, "adv": seg["rew"],
+                                                         "tdlamret": seg["rew"]})  # fmt: skip
+        assert columns["oldlogp"].tolist() == stored[-5:]
+        assert list(columns)[-1] == "oldlogp"  # the order that `learn` compiles for
+    # Rounding differs between a batch and a single row
+    np.testing.assert_allclose(stored, pi.logps[:15], rtol=0, atol=1e-5)
