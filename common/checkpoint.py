@@ -158,6 +158,24 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]]:
     raise CheckpointError(f"no {'good ' if files else ''}checkpoint in {folder}")
 
 
+def read_run(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return a run's folder, and the content of its newest good checkpoint.
+
+    Args:
+        path: the run's folder, its folder of checkpoints, or one checkpoint, which is then read.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if path.is_dir():
+        path, content = read_newest(path if checkpoint_files(path) else path / "checkpoints")
+    else:
+        content = read_checkpoint(path)
+    if "arguments" not in content:
+        raise CheckpointError(f"{path} holds no run")
+    return path.absolute().parents[1 if path.parent.name == "checkpoints" else 0], content
+
+
 # ---- Saving while a run goes on -----------------------------------------------------------------
 
 

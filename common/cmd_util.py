@@ -16,7 +16,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +24,7 @@ import gymnasium as gym
 from mpi4py import MPI
 
 from common import logger
-from common.checkpoint import CheckpointError, checkpoint_files, read_checkpoint, read_newest
+from common.checkpoint import CheckpointError, checkpoint_files, read_run
 from common.misc_util import set_global_seeds
 from common.monitor import Monitor
 from common.mpi_util import offset_seed
@@ -132,54 +132,40 @@ def did_you_mean(names: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-def whole_number(text: str) -> int:
-    """Return an integer from its text, which may be a float's, such as 1e6."""
-    with contextlib.suppress(ValueError):
+def whole(text: str) -> int:
+    """Return an integer from its text, which may be a float's, such as 1e6; else ValueError."""
+    try:
         return int(text)
-    with contextlib.suppress(ValueError, OverflowError):  # of NaN, and of infinity
-        if int(float(text)) == float(text):
-            return int(float(text))
-    raise argparse.ArgumentTypeError(f"need a whole number, got {text!r}")
+    except ValueError:
+        if not float(text).is_integer():
+            raise
+        return int(float(text))
 
 
-def whole_number_from_0(text: str) -> int:
-    """Return an integer of at least 0 from its text, which may be a float's."""
-    with contextlib.suppress(argparse.ArgumentTypeError):
-        if whole_number(text) >= 0:
-            return whole_number(text)
-    raise argparse.ArgumentTypeError(f"need a whole number of at least 0, got {text!r}")
+def number_type(
+    read: Callable[[str], Any], accepts: Callable[[Any], bool], need: str
+) -> Callable[[str], Any]:
+    """Return a type for argparse: a number as `read` from its text, if `accepts` agrees.
+
+    Any other text is an error that says what it takes, `need`.
+    """
+
+    def parse(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            value = read(text)
+            if accepts(value):
+                return value
+        raise argparse.ArgumentTypeError(f"need {need}, got {text!r}")
+
+    return parse
 
 
-def number_from_0(text: str) -> float:
-    """Return a finite number of at least 0 from its text."""
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"need a number of at least 0, got {text!r}")
-
-
-def positive_whole_number(text: str) -> int:
-    """Return an integer above 0 from its text, which may be a float's."""
-    with contextlib.suppress(argparse.ArgumentTypeError):
-        if whole_number(text) > 0:
-            return whole_number(text)
-    raise argparse.ArgumentTypeError(f"need a whole number above 0, got {text!r}")
-
-
-def positive_number(text: str) -> float:
-    """Return a finite number above 0 from its text."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"need a number above 0, got {text!r}")
-
-
-def seed_number(text: str) -> int:
-    """Return a seed from its text: an integer from 0 to 2**32 - 1."""
-    with contextlib.suppress(ValueError):
-        if 0 <= int(text) < 2**32:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"need a whole number from 0 to {2**32 - 1}, got {text!r}")
+whole_number = number_type(whole, lambda x: True, "a whole number")
+whole_number_from_0 = number_type(whole, lambda x: x >= 0, "a whole number of at least 0")
+positive_whole_number = number_type(whole, lambda x: x > 0, "a whole number above 0")
+number_from_0 = number_type(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
+positive_number = number_type(float, lambda x: 0 < x < math.inf, "a number above 0")
+seed_number = number_type(int, lambda x: 0 <= x < 2**32, f"a whole number from 0 to {2**32 - 1}")
 
 
 def log_formats(text: str) -> list[str]:
@@ -324,8 +310,16 @@ def _parse_args(
         parser.set_defaults(num_timesteps=None)  # to tell whether it is given
     args = parser.parse_args(argv)
     args.checkpoint = None
-    if args.resume is not None and _take_saved_arguments(parser, args, argv):
-        return args
+    if args.resume is not None:
+        _take_saved_arguments(parser, args, argv)
+    if args.checkpoint is None:
+        _settle_limit(parser, args, num_timesteps)
+    args.max_timesteps = int(args.num_timesteps * getattr(args, "timesteps_factor", 1))
+    return args
+
+
+def _settle_limit(parser: ArgumentParser, args: argparse.Namespace, num_timesteps: int) -> None:
+    """Set the limits in `args` that are not in force to 0; `num_timesteps` is, if none is given."""
     limits = [flag(name) for name in LIMITS if getattr(args, name) is not None]
     if len(limits) > 1:
         parser.error(f"give one limit, not both {' and '.join(limits)}")
@@ -342,33 +336,27 @@ def _parse_args(
             )
     for name in LIMITS:
         setattr(args, name, getattr(args, name) or 0)
-    args.max_timesteps = int(args.num_timesteps * getattr(args, "timesteps_factor", 1))
-    return args
 
 
 def _take_saved_arguments(
     parser: ArgumentParser, args: argparse.Namespace, argv: Sequence[str] | None
-) -> bool:
-    """Set `args` to those of the checkpoint that --resume means; return False if there is none yet.
+) -> None:
+    """Set `args` to those of the run that --resume means, if that has a checkpoint.
 
-    `args.checkpoint` is then its content. Flags given must agree with the saved ones, unless
-    --override is given.
+    `args.checkpoint` is then the checkpoint's content. Flags given must agree with the saved ones,
+    unless --override is given.
     """
-    path = Path(args.resume or args.log_path or "")
     if not args.resume and not args.log_path:
         parser.error("--resume needs the run's folder: --resume PATH, or --log-path DIR")
+    path = Path(args.resume or args.log_path)
     if not args.resume and not checkpoint_files(path / "checkpoints"):
         logger.log(f"No checkpoint in {path} yet: starting from the beginning")
-        return False
+        return
     try:
-        if path.is_dir():
-            path, content = read_newest(path if checkpoint_files(path) else path / "checkpoints")
-        else:
-            content = read_checkpoint(path)
-        saved = content["arguments"]
-        folder = path.absolute().parents[1 if path.parent.name == "checkpoints" else 0]
-    except (CheckpointError, KeyError) as error:
-        parser.error(str(error) if isinstance(error, CheckpointError) else f"{path} holds no run")
+        folder, content = read_run(path)
+    except CheckpointError as error:
+        parser.error(str(error))
+    saved = content["arguments"]
     unset = {action.dest: None for action in parser._actions}
     given = argparse.Namespace(**dict.fromkeys(unset, argparse.SUPPRESS))
     parser.parse_args(argv, given)
@@ -384,12 +372,7 @@ def _take_saved_arguments(
         parser.error(f"differs from the run to resume: {listed}; --override to go on")
     free = {name: value for name, value in vars(args).items() if name in FREE_ARGUMENTS}
     vars(args).clear()
-    vars(args).update(saved | free | changed)
-    args.log_path = str(folder)
-    factor = getattr(args, "timesteps_factor", 1)
-    args.max_timesteps = int(args.num_timesteps * factor)
-    args.checkpoint = content
-    return True
+    vars(args).update(saved | free | changed, log_path=str(folder), checkpoint=content)
 
 
 def flag(name: str) -> str:

@@ -103,23 +103,23 @@ class DiagGaussianPd(Pd):
         self.mean, self.logstd = flat.chunk(2, dim=-1)
         self.std = self.logstd.exp()
 
-    def mode(self) -> Tensor:  # noqa: D102
+    def mode(self) -> Tensor:
         return self.mean
 
-    def neglogp(self, x: Tensor) -> Tensor:  # noqa: D102
+    def neglogp(self, x: Tensor) -> Tensor:
         constant = 0.5 * math.log(2.0 * math.pi) * self.mean.shape[-1]
         squares = ((x - self.mean) / self.std).square().sum(dim=-1)
         return 0.5 * squares + constant + self.logstd.sum(dim=-1)
 
-    def kl(self, other: "DiagGaussianPd") -> Tensor:  # noqa: D102
+    def kl(self, other: "DiagGaussianPd") -> Tensor:
         spread = self.std.square() + (self.mean - other.mean).square()
         terms = other.logstd - self.logstd + spread / (2.0 * other.std.square()) - 0.5
         return terms.sum(dim=-1)
 
-    def entropy(self) -> Tensor:  # noqa: D102
+    def entropy(self) -> Tensor:
         return (self.logstd + 0.5 * math.log(2.0 * math.pi * math.e)).sum(dim=-1)
 
-    def sample(self) -> Tensor:  # noqa: D102
+    def sample(self) -> Tensor:
         return self.mean + self.std * torch.randn_like(self.mean)
 
 
@@ -132,16 +132,16 @@ class DiagGaussianPdType(PdType):
         """Take A, the number of action components."""
         self.size = size
 
-    def param_shape(self) -> list[int]:  # noqa: D102
+    def param_shape(self) -> list[int]:
         return [2 * self.size]
 
-    def sample_shape(self) -> list[int]:  # noqa: D102
+    def sample_shape(self) -> list[int]:
         return [self.size]
 
-    def sample_dtype(self) -> torch.dtype:  # noqa: D102
+    def sample_dtype(self) -> torch.dtype:
         return torch.float32
 
-    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:  # noqa: D102
+    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:
         mean = flat[: self.size]
         if rng is None:
             return mean.copy()
@@ -154,22 +154,22 @@ class DiagGaussianPdType(PdType):
 class CategoricalPd(Pd):
     """One of n choices; parameters are n logits."""
 
-    def mode(self) -> Tensor:  # noqa: D102
+    def mode(self) -> Tensor:
         return self.flat.argmax(dim=-1)
 
-    def neglogp(self, x: Tensor) -> Tensor:  # noqa: D102
+    def neglogp(self, x: Tensor) -> Tensor:
         logps = F.log_softmax(self.flat, dim=-1)
         return -logps.gather(-1, x.long().unsqueeze(-1)).squeeze(-1)
 
-    def kl(self, other: "CategoricalPd") -> Tensor:  # noqa: D102
+    def kl(self, other: "CategoricalPd") -> Tensor:
         logps = F.log_softmax(self.flat, dim=-1)
         return (logps.exp() * (logps - F.log_softmax(other.flat, dim=-1))).sum(dim=-1)
 
-    def entropy(self) -> Tensor:  # noqa: D102
+    def entropy(self) -> Tensor:
         logps = F.log_softmax(self.flat, dim=-1)
         return -(logps.exp() * logps).sum(dim=-1)
 
-    def sample(self) -> Tensor:  # noqa: D102
+    def sample(self) -> Tensor:
         # The largest of logits plus Gumbel noise is a sample.
         return (self.flat - torch.empty_like(self.flat).exponential_().log()).argmax(dim=-1)
 
@@ -183,16 +183,16 @@ class CategoricalPdType(PdType):
         """Take the number of choices."""
         self.ncat = ncat
 
-    def param_shape(self) -> list[int]:  # noqa: D102
+    def param_shape(self) -> list[int]:
         return [self.ncat]
 
-    def sample_shape(self) -> list[int]:  # noqa: D102
+    def sample_shape(self) -> list[int]:
         return []
 
-    def sample_dtype(self) -> torch.dtype:  # noqa: D102
+    def sample_dtype(self) -> torch.dtype:
         return torch.int64
 
-    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:  # noqa: D102
+    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:
         if rng is None:
             return flat.argmax()
         return (flat - np.log(rng.standard_exponential(self.ncat, dtype=np.float32))).argmax()
@@ -206,22 +206,22 @@ class MultiCategoricalPd(Pd):
         super().__init__(flat)
         self.categoricals = [CategoricalPd(part) for part in flat.split(list(nvec), dim=-1)]
 
-    def mode(self) -> Tensor:  # noqa: D102
+    def mode(self) -> Tensor:
         return torch.stack([pd.mode() for pd in self.categoricals], dim=-1)
 
-    def neglogp(self, x: Tensor) -> Tensor:  # noqa: D102
+    def neglogp(self, x: Tensor) -> Tensor:
         columns = x.unbind(dim=-1)
         terms = [pd.neglogp(c) for pd, c in zip(self.categoricals, columns, strict=True)]
         return torch.stack(terms).sum(dim=0)
 
-    def kl(self, other: "MultiCategoricalPd") -> Tensor:  # noqa: D102
+    def kl(self, other: "MultiCategoricalPd") -> Tensor:
         pairs = zip(self.categoricals, other.categoricals, strict=True)
         return torch.stack([pd.kl(other_pd) for pd, other_pd in pairs]).sum(dim=0)
 
-    def entropy(self) -> Tensor:  # noqa: D102
+    def entropy(self) -> Tensor:
         return torch.stack([pd.entropy() for pd in self.categoricals]).sum(dim=0)
 
-    def sample(self) -> Tensor:  # noqa: D102
+    def sample(self) -> Tensor:
         return torch.stack([pd.sample() for pd in self.categoricals], dim=-1)
 
 
@@ -234,19 +234,19 @@ class MultiCategoricalPdType(PdType):
         """Take the number of choices of each component."""
         self.nvec = [int(n) for n in nvec]
 
-    def pdfromflat(self, flat: Tensor) -> Pd:  # noqa: D102
+    def pdfromflat(self, flat: Tensor) -> Pd:
         return MultiCategoricalPd(flat, self.nvec)
 
-    def param_shape(self) -> list[int]:  # noqa: D102
+    def param_shape(self) -> list[int]:
         return [sum(self.nvec)]
 
-    def sample_shape(self) -> list[int]:  # noqa: D102
+    def sample_shape(self) -> list[int]:
         return [len(self.nvec)]
 
-    def sample_dtype(self) -> torch.dtype:  # noqa: D102
+    def sample_dtype(self) -> torch.dtype:
         return torch.int64
 
-    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:  # noqa: D102
+    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:
         if rng is not None:
             flat = flat - np.log(rng.standard_exponential(len(flat), dtype=np.float32))
         parts = np.split(flat, np.cumsum(self.nvec)[:-1])
@@ -260,19 +260,19 @@ class BernoulliPd(Pd):
         super().__init__(flat)
         self.ps = torch.sigmoid(flat)
 
-    def mode(self) -> Tensor:  # noqa: D102
+    def mode(self) -> Tensor:
         return self.ps.round()
 
-    def neglogp(self, x: Tensor) -> Tensor:  # noqa: D102
+    def neglogp(self, x: Tensor) -> Tensor:
         return _cross_entropy(self.flat, x.to(self.flat.dtype))
 
-    def kl(self, other: "BernoulliPd") -> Tensor:  # noqa: D102
+    def kl(self, other: "BernoulliPd") -> Tensor:
         return _cross_entropy(other.flat, self.ps) - _cross_entropy(self.flat, self.ps)
 
-    def entropy(self) -> Tensor:  # noqa: D102
+    def entropy(self) -> Tensor:
         return _cross_entropy(self.flat, self.ps)
 
-    def sample(self) -> Tensor:  # noqa: D102
+    def sample(self) -> Tensor:
         return torch.bernoulli(self.ps)
 
 
@@ -289,16 +289,16 @@ class BernoulliPdType(PdType):
         """Take the number of bits."""
         self.size = size
 
-    def param_shape(self) -> list[int]:  # noqa: D102
+    def param_shape(self) -> list[int]:
         return [self.size]
 
-    def sample_shape(self) -> list[int]:  # noqa: D102
+    def sample_shape(self) -> list[int]:
         return [self.size]
 
-    def sample_dtype(self) -> torch.dtype:  # noqa: D102
+    def sample_dtype(self) -> torch.dtype:
         return torch.int64
 
-    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:  # noqa: D102
+    def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:
         u = 0.5 if rng is None else rng.random(self.size, dtype=np.float32)
         with np.errstate(over="ignore"):  # of a logit far below 0, whose probability is 0
             return (u < 1.0 / (1.0 + np.exp(-flat))).astype(np.int64)
