@@ -32,7 +32,8 @@ from common.mpi_util import offset_seed
 LOG_FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
 # Arguments that may differ when a run is resumed: they do not touch what is computed.
 FREE_ARGUMENTS = {
-    "resume", "override", "save_interval", "keep", "stall_timeout", "log_format", "log_path",
+    "resume", "override", "save_interval", "keep", "stall_timeout", "stop_timesteps", "log_format",
+    "log_path",
 }  # fmt: skip
 LIMITS = ("num_timesteps", "max_episodes", "max_iters", "max_seconds")
 
@@ -198,6 +199,8 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
                      help="end after N iterations instead")  # fmt: skip
     run.add_argument("--max-seconds", type=positive_number, metavar="X",
                      help="end after X seconds instead")  # fmt: skip
+    run.add_argument("--stop-timesteps", type=positive_whole_number, metavar="N",
+                     help="pause after N steps; --resume goes on")  # fmt: skip
     run.add_argument("--log-path", metavar="DIR", default=os.environ.get("OPENAI_LOGDIR"),
                      help="folder for all logs; new in runs/ if not given")  # fmt: skip
     formats = os.environ.get("OPENAI_LOG_FORMAT", "stdout,log,csv")

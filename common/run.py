@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -128,6 +129,8 @@ def run(
             )  # fmt: skip
         except SystemExit as leave:  # by one rank's environment, say: the others would wait for it
             raise RuntimeError(f"training was left by sys.exit({leave.code!r})") from leave
+        except Paused as pause:
+            logger.log(f"{pause}; go on with --resume {logger.get_dir()}")
         except StopRequested as stop:
             logger.log(f"{stop}, and saved; go on with --resume {logger.get_dir()}")
             callback.close()
@@ -136,6 +139,10 @@ def run(
         env.close()
         logger.log(f"Logged to {logger.get_dir()}")
         logger.reset()
+
+
+class Paused(Exception):
+    """Raised on all ranks together, once --stop-timesteps is reached."""
 
 
 class RunCallback:
@@ -151,6 +158,7 @@ class RunCallback:
         self.env = env
         self.learner_state = learner_state
         self.stall_timeout = args.stall_timeout
+        self.stop_timesteps = args.stop_timesteps or math.inf
         self.watchdog: Watchdog | None = None
         self.checkpointer = Checkpointer(
             Path(str(logger.get_dir()), "checkpoints"),
@@ -161,7 +169,12 @@ class RunCallback:
         )
 
     def __call__(self, local: dict[str, Any], global_: dict[str, Any]) -> None:
-        """Start watching, at the first call; save where it is time to."""
+        """Start watching, at the first call; save where it is time to.
+
+        Raises:
+            Paused: where the schedule goes on, but this process was told to stop.
+            StopRequested: as `Checkpointer` does.
+        """
         if self.watchdog is None and self.stall_timeout:
             monitor, adam = find_monitor(self.env), local["adam"]
             self.watchdog = Watchdog(
@@ -170,6 +183,9 @@ class RunCallback:
                 name=f"rank {MPI.COMM_WORLD.Get_rank()} of {MPI.COMM_WORLD.Get_size()}",
             )
         self.checkpointer(local, global_)
+        timesteps = local["timesteps_so_far"]
+        if timesteps >= self.stop_timesteps:
+            raise Paused(f"paused after {timesteps} timesteps, and saved")
 
     def collect(self, local: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what a checkpoint holds of this rank, and of all."""

@@ -125,6 +125,22 @@ def test_a_signal_stops_the_run_at_the_next_iteration_saved(number, finished, tm
     assert_equal(tmp_path / "run", finished)
 
 
+def test_a_paused_run_goes_on_as_if_it_never_had(finished, tmp_path):
+    """Schedules reach over --num-timesteps all the same, also when the run is paused again."""
+    for flags, stops in [
+        (("--log-path", "run", "--stop-timesteps", "300"), 300),
+        (("--resume", "run", "--stop-timesteps", "700"), 700),
+    ]:
+        done = launch(0, "hopper", *flags, "--save-interval", "0", folder=tmp_path)
+        (paused,) = re.findall(r"paused after (\d+) timesteps, and saved; go on with", done.stdout)
+        assert stops <= int(paused) < stops + 200
+        assert done.stdout.endswith(f"Logged to {tmp_path}/run\n")
+        assert int(results(tmp_path / "run")[0][-1]["TimestepsSoFar"]) == int(paused)
+    done = launch(0, "hopper", "--resume", "run", folder=tmp_path)
+    assert "paused after" not in done.stdout
+    assert_equal(tmp_path / "run", finished)
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_said(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
