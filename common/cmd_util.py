@@ -33,7 +33,7 @@ LOG_FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
 # Arguments that may differ when a run is resumed: they do not touch what is computed.
 FREE_ARGUMENTS = {
     "resume", "override", "save_interval", "keep", "stall_timeout", "stop_timesteps", "log_format",
-    "log_path",
+    "log_path", "num_procs",
 }  # fmt: skip
 LIMITS = ("num_timesteps", "max_episodes", "max_iters", "max_seconds")
 
@@ -191,6 +191,8 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
     run.add_argument("-h", "--help", action="help", help="show this and exit")
     run.add_argument("--env", "--env-id", default=env, metavar="ID", help="id, or package:id")
     run.add_argument("--seed", type=seed_number, metavar="N", help="drawn and printed if not given")
+    run.add_argument("--num-procs", type=positive_whole_number, metavar="N",
+                     help="start N ranks with mpirun")  # fmt: skip
     run.add_argument("--num-timesteps", type=positive_whole_number, default=num_timesteps,
                      metavar="N", help="end after N steps over all ranks")  # fmt: skip
     run.add_argument("--max-episodes", type=positive_whole_number, metavar="N",

@@ -26,6 +26,7 @@ from common import logger
 from common.checkpoint import Checkpointer, StopRequested, checkpoint_files
 from common.cmd_util import ArgumentParser, describe, flag, parse_args
 from common.env_state import get_env_state, set_env_state
+from common.launch import relaunch
 from common.monitor import find_monitor, truncate_monitor_file
 from common.mpi_util import abort_job_on_error, agree
 from common.watchdog import Watchdog
@@ -90,6 +91,8 @@ def run(
     with abort_job_on_error():
         logger.reset()  # an earlier run in this process may have failed
         args = parse_args(parser, presets, argv)
+        if args.num_procs:
+            check_run(parser, lambda: relaunch(args.num_procs, as_called=argv is not None))
         checkpoint = vars(args).pop("checkpoint")
         torch.set_num_threads(args.threads)
         hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}

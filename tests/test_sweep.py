@@ -1,0 +1,154 @@
+"""Sweeps, with the real script."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.checkpoint import checkpoint_files
+from common.sweep import main, make_jobs, sweep, telling_line, values_of
+from tests.ranks import ROOT, rank_environment
+from tests.test_resume import assert_equal
+
+SCRIPT = str(ROOT / "run_mujoco.py")
+TINY = [
+    "--num-timesteps", "300", "--timesteps-per-actorbatch", "128", "--optim-batchsize", "32",
+    "--optim-epochs", "2",
+]  # fmt: skip
+
+
+def summary(out):
+    with open(Path(out, "summary.csv")) as file:
+        return list(csv.DictReader(file))
+
+
+def test_values():
+    assert values_of("0-3,7") == ["0", "1", "2", "3", "7"]
+    assert values_of("Hopper-v4,ALE/Pong-v5") == ["Hopper-v4", "ALE/Pong-v5"]
+
+
+def test_folders():
+    grid = {"env": ["Hopper-v4", "a.b:C/D-v0"], "seed": range(2)}
+    jobs = make_jobs(SCRIPT, grid, Path("out"), ["--gamma", "0.9"])
+    assert [str(job.folder) for job in jobs] == [
+        "out/Hopper-v4/seed0", "out/Hopper-v4/seed1", "out/a.b-C-D-v0/seed0", "out/a.b-C-D-v0/seed1"
+    ]  # fmt: skip
+    command = "--gamma 0.9 --env Hopper-v4 --seed 1 --log-path out/Hopper-v4/seed1 --resume"
+    assert jobs[1].argv == command.split()
+    grid = {"hid_size": [8, 16, 8], "lam": [0.9]}
+    jobs = make_jobs(SCRIPT, grid, Path("out"), [])
+    assert [str(job.folder) for job in jobs] == [
+        "out/hid-size8/lam0.9/seed0", "out/hid-size16/lam0.9/seed0"
+    ]  # fmt: skip
+    command = "--hid-size 16 --lam 0.9 --seed 0 --log-path out/hid-size16/lam0.9/seed0 --resume"
+    assert jobs[1].argv == command.split()
+
+
+def test_the_line_that_tells():
+    assert telling_line("a\nValueError: boom\nin iteration 3\n\n") == "ValueError: boom"
+    assert telling_line("a\nterror\n\n") == "terror"
+    assert telling_line("") == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"{SCRIPT} --out out --seed", "--seed : need a flag and its values, such as --seed 0-4"),
+        (f"{SCRIPT} --out out --seed 0 --gamma --lam 1", "--gamma --lam: need a flag"),
+        (f"{SCRIPT} --out out --gama 0.9", "seed0: unrecognized arguments: --gama 0.9; did you me"),
+        (f"{SCRIPT} --out out --hid-size 8,x", "hid-sizex/seed0: argument --hid-size: need a whol"),
+        (f"{SCRIPT} --out out -- --num-timesteps 5 --max-iters 5", "seed0: give one limit, not bo"),
+        ("nothing.py --out out", "No such file or directory: '"),
+        ("other.py --out out", "other.py has no arg_parser and PRESETS, as run_mujoco.py has"),
+        (f"{SCRIPT} --env Hopper-v4", "the following arguments are required: --out"),
+        (f"{SCRIPT} --out out --jobs 0", "need a whole number above 0, got '0'"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line(command, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("other.py").touch()
+    with pytest.raises(SystemExit) as leave:
+        main(command.split())
+    assert leave.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not Path("out").exists()
+
+
+def test_a_job_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    grid = {"env": ["tests.envs:toy/raises-v0", "CartPole-v1"]}
+    rows = sweep(SCRIPT, grid, out="out", flags=TINY)
+    failed, finished = rows
+    assert [dict(row) for row in summary("out")] == [
+        {name: str(value) for name, value in row.items()} for row in rows
+    ]
+    assert failed["status"] == "failed"
+    assert finished["status"] == "finished"
+    assert finished["folder"] == "out/CartPole-v1/seed0"
+    assert finished["timesteps"] >= 300
+    with open("out/CartPole-v1/seed0/progress.csv") as file:
+        *_, last = csv.DictReader(file)
+    assert finished["timesteps"] == int(last["TimestepsSoFar"])
+    assert finished["episodes"] == int(last["EpisodesSoFar"])
+    assert finished["return_mean"] == pytest.approx(float(last["EpTrueRewMean"]), rel=1e-6)
+    folder = "out/tests.envs-toy-raises-v0/seed0"
+    line = f"{folder} failed: RuntimeError: the robot fell off the table (see {folder}/job.log)"
+    assert line in capsys.readouterr().out
+    assert "in iteration 0 on rank 0" in Path(folder, "job.log").read_text()
+    # What is finished is not started again, and flags that differ are noticed
+    before = Path("out/CartPole-v1/seed0/log.txt").read_bytes()
+    assert sweep(SCRIPT, {"env": ["CartPole-v1"]}, out="out", flags=TINY) == [finished]
+    assert "1 runs, 0 of them to do" in capsys.readouterr().out
+    assert Path("out/CartPole-v1/seed0/log.txt").read_bytes() == before
+    with pytest.raises(ValueError, match=r"CartPole-v1/seed0: differs .*--gamma 0.5 \(saved: 0.99"):
+        sweep(SCRIPT, {"env": ["CartPole-v1"]}, out="out", flags=[*TINY, "--gamma", "0.5"])
+    with pytest.raises(ValueError, match=r"the run that is there has 1 ranks, not 2"):
+        sweep(SCRIPT, {"env": ["CartPole-v1"]}, out="out", flags=[*TINY, "--num-procs", "2"])
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_sweep_that_was_stopped_goes_on_and_equals_one_that_was_not(ranks, tmp_path):
+    def command(out):
+        return [
+            sys.executable, "-m", "common.sweep", SCRIPT, "--env", "Reacher-v4", "--seed", "0-2",
+            "--jobs", "2", "--out", out, "--", *TINY, "--num-timesteps", "6000",
+            "--num-procs", str(ranks),
+        ]  # fmt: skip
+
+    environment = rank_environment()
+    with subprocess.Popen(
+        command("stopped"), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        logs = [tmp_path / f"stopped/Reacher-v4/seed{seed}/progress.csv" for seed in (0, 1)]
+        deadline = time.monotonic() + 90
+        while not all(path.exists() and path.stat().st_size for path in logs):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "2 jobs save at their next iteration's start" in out
+    assert [row["status"] for row in summary(tmp_path / "stopped")] == [
+        "stopped", "stopped", "waiting"
+    ]  # fmt: skip
+    saved = [checkpoint_files(path.parent / "checkpoints")[0].name for path in logs]
+    for out in ("stopped", "whole"):
+        subprocess.run(command(out), cwd=tmp_path, env=environment, check=True, timeout=200)
+        assert {row["status"] for row in summary(tmp_path / out)} == {"finished"}
+    for seed in range(3):
+        folder = f"Reacher-v4/seed{seed}"
+        assert_equal(tmp_path / "stopped" / folder, tmp_path / "whole" / folder)
+    for path, name in zip(logs, saved, strict=True):
+        iteration = int(name[10:19])
+        assert f"Resuming before iteration {iteration}, exactly" in (
+            path.with_name("log.txt").read_text()
+        )
