@@ -181,8 +181,8 @@ def _end(process: subprocess.Popen[bytes], folder: Path, caller: TextIO) -> None
                     break
                 except BlockingIOError:
                     time.sleep(0.05)
-        for traces in folder.glob("traces[0-9]*"):
-            for path in traces.read_text().split()[1:]:
+        for shared in folder.glob("shared[0-9]*"):
+            for path in shared.read_text().split():
                 Path(path).unlink(missing_ok=True)
 
 
@@ -197,12 +197,9 @@ def _results(folder: Path, nprocs: int, returncode: int, messages: str) -> list[
     paths = [folder / f"result{rank}" for rank in range(nprocs)]
     missing = [str(rank) for rank, path in enumerate(paths) if not path.exists()]
     if missing:
-        # A launcher that tells which process died names its id.
-        pids = {path.read_text().split()[0]: path.name for path in folder.glob("traces[0-9]*")}
-        died = [pids[pid][6:] for pid in re.findall(r"\bPID (\d+)", messages) if pid in pids]
         raise RankError(
-            f"rank {', '.join(died or missing)} of {nprocs} ended before it had returned; "
-            f"mpirun's exit code {returncode}, and the last that was printed:\n{messages.strip()}"
+            f"rank {', '.join(missing)} of {nprocs} ended without returning; exit code of mpirun "
+            f"{returncode}, the last that was printed\n{messages.strip()}"
         )
     return [pickle.loads(path.read_bytes()) for path in paths]
 
@@ -222,12 +219,11 @@ def work(folder_name: str) -> None:
     leave_at_once = os._exit  # within the job it is taken for a mistake
     folder = Path(folder_name)
     rank, size = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
-    alive = open(folder / "ranks", "a")  # noqa: SIM115
-    fcntl.flock(alive, fcntl.LOCK_SH)
-    caller = open(folder / "caller")  # noqa: SIM115
+    fcntl.flock(os.open(folder / "ranks", os.O_CREAT | os.O_RDWR), fcntl.LOCK_SH)
+    caller = os.open(folder / "caller", os.O_RDONLY)  # both stay open as long as this process
     # MPI leaves its shared memory behind where a rank is killed.
     shared = sorted(set(re.findall(r"/dev/shm/\S+", _read("/proc/self/maps"))))
-    (folder / f"traces{rank}").write_text(" ".join([str(os.getpid()), *shared]))
+    (folder / f"shared{rank}").write_text(" ".join(shared))
     threading.Thread(target=_end_with, args=(caller, folder, shared), daemon=True).start()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     failure: BaseException | None = None
@@ -256,8 +252,8 @@ def work(folder_name: str) -> None:
             leave_at_once(1)
 
 
-def _end_with(caller: TextIO, folder: Path, shared: Iterable[str]) -> NoReturn:
-    """End this process when the caller has closed the file, or is no more."""
+def _end_with(caller: int, folder: Path, shared: Iterable[str]) -> NoReturn:
+    """End this process when the caller has given up its lock on the file, or is no more."""
     while True:
         time.sleep(0.2)
         try:

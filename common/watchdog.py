@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+STDERR = 2  # the file: what stands in for sys.stderr in a notebook may have none
 end_process = os._exit  # as it is at import: within a run it is taken for somebody's mistake
 
 
@@ -41,13 +42,14 @@ class Watchdog:
             now = self.progress()
             if now != seen:
                 seen, since = now, time.monotonic()
-                faulthandler.dump_traceback_later(self.timeout_seconds + 2.0, exit=True)
+                timeout = self.timeout_seconds + 2.0
+                faulthandler.dump_traceback_later(timeout, exit=True, file=STDERR)
             elif time.monotonic() - since > self.timeout_seconds:
                 sys.stderr.write(
                     f"{self.name}: no progress for {self.timeout_seconds:g} s, ending the job; "
                     "all stacks:\n"
                 )
-                faulthandler.dump_traceback()
+                faulthandler.dump_traceback(file=STDERR)
                 sys.stdout.flush()
                 end_process(1)
 
