@@ -10,6 +10,7 @@ own checkpoints.
 
 import csv
 import itertools
+import math
 import os
 import re
 import runpy
@@ -37,6 +38,7 @@ COUNTERS = {
     "max_iters": "iters_so_far",
     "max_seconds": "time_elapsed",
 }
+DONE = ("finished", "paused")  # the latter by --stop-timesteps
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Job:
     argv: list[str]  # what the script gets
     args: Namespace = field(default_factory=Namespace)  # as the script will see them
     record: dict[str, Any] = field(default_factory=dict)  # what its newest checkpoint says
-    status: str = "waiting"  # running, finished, stopped (goes on from its checkpoint) or failed
+    status: str = "waiting"  # or running, finished, paused, stopped (half finished) or failed
     last_line: str = ""  # of one that failed
     process: subprocess.Popen[bytes] | None = None
 
@@ -87,8 +89,9 @@ def sweep(
         jobs: how many run at a time; None is as many as the cores have ranks and threads for.
 
     Returns:
-        a dict for each run: env, seed and the other swept values, folder, status (finished or
-        failed), timesteps, episodes, return_mean (raw, of the last 100 episodes) and seconds.
+        a dict for each run: env, seed and the other swept values, folder, status (finished,
+        paused or failed), timesteps, episodes, return_mean (raw, of the last 100 episodes) and
+        seconds.
 
     Raises:
         ValueError: for flags that the script refuses, or that differ from those of a run that is
@@ -103,7 +106,7 @@ def sweep(
     width = max((job.args.num_procs or 1) * job.args.threads for job in runs)
     jobs = jobs or max(1, len(os.sched_getaffinity(0)) // width)
     summary = Path(out, "summary.csv")
-    to_do = [job for job in runs if job.status != "finished"]
+    to_do = [job for job in runs if job.status not in DONE]
     waiting = deque(sorted(to_do, key=lambda job: job.args.seed))
     print(f"{len(runs)} runs, {len(waiting)} of them to do, {jobs} at a time", flush=True)
     running: list[Job] = []
@@ -200,7 +203,8 @@ def look(job: Job, script: str | Path) -> None:
     is_over = any(
         0 < getattr(job.args, limit) <= shared[counter] for limit, counter in COUNTERS.items()
     )
-    job.status = "finished" if is_over else "stopped"
+    is_paused = shared["timesteps_so_far"] >= (job.args.stop_timesteps or math.inf)
+    job.status = "finished" if is_over else "paused" if is_paused else "stopped"
 
 
 def start(job: Job, script: str | Path) -> None:
@@ -231,7 +235,7 @@ def note_end(job: Job, script: str | Path, runs: Sequence[Job], *, stopped: bool
     """Set the status of a job that has ended, and say how it ended."""
     job.status = "waiting"
     look(job, script)
-    if job.status != "finished" and not stopped:
+    if job.status not in DONE and not stopped:
         job.status = "failed"
         job.last_line = telling_line(job.log.read_text(errors="replace"))
     facts = [job.status, job.last_line]
@@ -239,7 +243,7 @@ def note_end(job: Job, script: str | Path, runs: Sequence[Job], *, stopped: bool
         facts += [
             "{timesteps} steps in {seconds:.0f} s, return {return_mean:.1f}".format_map(job.record)
         ]
-    count = sum(other.status in ("finished", "failed") for other in runs)
+    count = sum(other.status in (*DONE, "failed") for other in runs)
     print(f"[{count}/{len(runs)}] {job.folder}: {', '.join(filter(None, facts))}", flush=True)
 
 

@@ -19,6 +19,7 @@ TINY = [
     "--num-timesteps", "300", "--timesteps-per-actorbatch", "128", "--optim-batchsize", "32",
     "--optim-epochs", "2",
 ]  # fmt: skip
+PAUSE = ["--stop-timesteps", "100"]
 
 
 def summary(out):
@@ -84,6 +85,11 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     grid = {"env": ["tests.envs:toy/raises-v0", "CartPole-v1"]}
+    paused = sweep(SCRIPT, {"env": grid["env"][1:]}, out="out", flags=[*TINY, *PAUSE])
+    assert sweep(SCRIPT, {"env": grid["env"][1:]}, out="out", flags=[*TINY, *PAUSE]) == paused
+    assert paused[0]["status"] == "paused"
+    assert 100 <= paused[0]["timesteps"] < 300
+    assert "1 runs, 0 of them to do" in capsys.readouterr().out
     rows = sweep(SCRIPT, grid, out="out", flags=TINY)
     failed, finished = rows
     assert [dict(row) for row in summary("out")] == [
