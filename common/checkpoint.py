@@ -4,6 +4,7 @@ A file is a magic number, a format version, a SHA-256 over all the rest, and wha
 wrote. `torch.load(weights_only=True)` reads it: no pickle of a stranger is ever executed.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -35,8 +36,9 @@ class CheckpointError(ValueError):
 class StopRequested(Exception):
     """Raised on all ranks together, after a save, once any rank has had a signal."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, *, saved: bool) -> None:
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name}, {'and saved' if saved else 'but NOT saved'}")
         self.signum = signum
 
 
@@ -134,6 +136,11 @@ def from_plain(value: Any) -> Any:
     return value
 
 
+def checkpoint_name(iteration: int) -> str:
+    """Return the name of the file that is saved before `iteration`."""
+    return f"iteration-{iteration:09d}.ckpt"
+
+
 def checkpoint_files(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, the newest first."""
     try:
@@ -149,13 +156,37 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         CheckpointError: if there is none.
     """
-    files = checkpoint_files(folder)
-    for path in files:
+    problems: list[str] = []
+    for path in checkpoint_files(folder):
         try:
-            return path, read_checkpoint(path)
+            content = read_checkpoint(path)
         except CheckpointError as error:
-            logger.log(f"{error}; trying the one before it")
-    raise CheckpointError(f"no {'good ' if files else ''}checkpoint in {folder}")
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            logger.log(f"{problem}; going back to {path.name}")
+        return path, content
+    if problems:
+        raise CheckpointError(f"no good checkpoint in {folder}: {problems[0]}")
+    raise CheckpointError(f"no checkpoint in {folder}")
+
+
+def tidy_checkpoints(folder: Path, iteration: int) -> None:
+    """Make `iteration` the newest in `folder`, whose run goes on from there.
+
+    Files of later iterations, damaged or of a future that will not be, would pass for the run's
+    newest: they are set aside under names that no loader looks for. What a save that was killed
+    has left is removed.
+
+    Raises:
+        OSError: if that fails.
+    """
+    for path in folder.glob(".iteration-*.partial"):
+        path.unlink()
+    for path in checkpoint_files(folder):
+        if path.name > checkpoint_name(iteration):
+            path.rename(path.with_suffix(".set-aside"))
+            logger.log(f"Set aside {path.name}, which is later than where the run goes on")
 
 
 def read_run(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -171,7 +202,7 @@ def read_run(path: Path) -> tuple[Path, dict[str, Any]]:
         path, content = read_newest(path if checkpoint_files(path) else path / "checkpoints")
     else:
         content = read_checkpoint(path)
-    if "arguments" not in content:
+    if not {"arguments", "shared", "ranks"} <= content.keys():
         raise CheckpointError(f"{path} holds no run")
     return path.absolute().parents[1 if path.parent.name == "checkpoints" else 0], content
 
@@ -209,7 +240,8 @@ class Checkpointer:
         self.collect, self.header = collect, header
         self.comm = MPI.COMM_WORLD if comm is None else comm
         self.signum = 0
-        self.last_saved: int | None = None
+        self.last_saved: int | None = None  # or tried to
+        self.is_saved = True  # that try's outcome
         self.local: dict[str, Any] = {}
         self.previous_handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
 
@@ -235,10 +267,10 @@ class Checkpointer:
         if signum or (self.interval and iteration - self.last_saved >= self.interval):
             self.save()
         if signum:
-            raise StopRequested(signum)
+            raise StopRequested(signum, saved=self.is_saved)
 
     def save(self) -> None:
-        """Save what `learn` last showed, unless that is saved already.
+        """Save what `learn` last showed.
 
         A write that fails is a warning: training goes on, and the file before it stays.
 
@@ -248,15 +280,22 @@ class Checkpointer:
         shared, own = self.collect(self.local)
         ranks = self.comm.gather(own)
         self.last_saved = iteration
-        if ranks is None:
-            return
-        path = self.folder / f"iteration-{iteration:09d}.ckpt"
+        is_written = ranks is not None and self._write(
+            checkpoint_name(iteration), {**self.header, "shared": shared, "ranks": ranks}
+        )
+        self.is_saved = self.comm.bcast(is_written)
+
+    def _write(self, name: str, content: dict[str, Any]) -> bool:
+        path = self.folder / name
         try:
-            write_checkpoint(path, {**self.header, "shared": shared, "ranks": ranks})
-            for old in checkpoint_files(self.folder)[self.keep :]:
-                old.unlink()
+            write_checkpoint(path, content)
         except OSError as error:
             logger.warn(f"WARNING: checkpoint {path} was not written: {error}")
+            return False
+        for old in checkpoint_files(self.folder)[self.keep :]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+        return True
 
     def close(self) -> None:
         """Give the signals back to those who handled them before."""

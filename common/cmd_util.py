@@ -376,7 +376,6 @@ def _take_saved_arguments(
         listed = ", ".join(f"{flag(k)} {v} (saved: {saved.get(k)})" for k, v in changed.items())
         parser.error(f"differs from the run to resume: {listed}; --override to go on")
     free = {name: value for name, value in vars(args).items() if name in FREE_ARGUMENTS}
-    vars(args).clear()
     vars(args).update(saved | free | changed, log_path=str(folder), checkpoint=content)
 
 

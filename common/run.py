@@ -1,6 +1,7 @@
 """A run from its first check to its last line: what both scripts do once they know their flags."""
 
 import argparse
+import contextlib
 import fcntl
 import functools
 import importlib
@@ -23,7 +24,12 @@ import torch
 from mpi4py import MPI
 
 from common import logger
-from common.checkpoint import Checkpointer, StopRequested, checkpoint_files
+from common.checkpoint import (
+    Checkpointer,
+    StopRequested,
+    checkpoint_files,
+    tidy_checkpoints,
+)
 from common.cmd_util import ArgumentParser, describe, flag, parse_args
 from common.env_state import get_env_state, set_env_state
 from common.launch import relaunch
@@ -31,6 +37,8 @@ from common.monitor import find_monitor, truncate_monitor_file
 from common.mpi_util import abort_job_on_error, agree
 from common.watchdog import Watchdog
 
+STARTUP_SECONDS = 60.0  # that no stall timeout cuts short: imports may wait for a slow disk
+LINE_LOGS = ("progress.csv", "progress.json")
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "gymnasium-robotics", "mpi4py")
 
 
@@ -86,14 +94,17 @@ def run(
 
     Raises:
         SystemExit: on all ranks; exit code 2 for a bad command line, 128 + the signal's number
-            for a run that a signal ended.
+            for a run that a signal ended, 1 for one whose last state could not be saved.
     """
-    with abort_job_on_error():
+    with abort_job_on_error(), contextlib.ExitStack() as at_end:
         logger.reset()  # an earlier run in this process may have failed
         args = parse_args(parser, presets, argv)
         if args.num_procs:
             check_run(parser, lambda: relaunch(args.num_procs, as_called=argv is not None))
         checkpoint = vars(args).pop("checkpoint")
+        watchdog = start_watchdog(args.stall_timeout)
+        if watchdog is not None:
+            at_end.callback(watchdog.stop)
         torch.set_num_threads(args.threads)
         hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}
 
@@ -110,21 +121,22 @@ def run(
             args.env = resolve_id(args.env)
             env = make_env(args, None)
             probe = policy_fn("probe", env.observation_space, env.action_space)
-            env.close()
             if checkpoint is not None:
-                check_same_network(probe, checkpoint)
+                check_fits(checkpoint, args, env, probe)
+            env.close()
             if "tensorboard" in args.log_format:
                 importlib.import_module("tensorboard")
 
         check_run(parser, check)
         # The lock is held for as long as this process lives.
-        lock = begin_run(parser, args, title=title, checkpoint=checkpoint)  # noqa: F841
+        lock = begin_run(parser, args, argv, title=title, checkpoint=checkpoint)  # noqa: F841
         state, env_state = resumed_state(checkpoint)
         # A resumed run whose environments begin anew must not meet the same episodes once more.
         env = make_env(args, (args.seed + (state or {}).get("iters_so_far", 0)) % 2**32)
         if env_state is not None:
             set_env_state(env, env_state)
-        callback = RunCallback(args, env, algorithm.learner_state)
+        callback = RunCallback(args, env, algorithm.learner_state, watchdog)
+        at_end.callback(callback.checkpointer.close)
         try:
             algorithm.learn(
                 env, policy_fn, callback=callback, compile=args.compile, state=state,
@@ -133,15 +145,29 @@ def run(
         except SystemExit as leave:  # by one rank's environment, say: the others would wait for it
             raise RuntimeError(f"training was left by sys.exit({leave.code!r})") from leave
         except Paused as pause:
-            logger.log(f"{pause}; go on with --resume {logger.get_dir()}")
+            callback.finish()
+            outcome = "and saved" if callback.checkpointer.is_saved else "but NOT saved"
+            logger.log(f"{pause}, {outcome}; go on with --resume {logger.get_dir()}")
         except StopRequested as stop:
-            logger.log(f"{stop}, and saved; go on with --resume {logger.get_dir()}")
-            callback.close()
+            logger.log(f"{stop}; go on with --resume {logger.get_dir()}")
             sys.exit(128 + stop.signum)
         callback.finish()
         env.close()
         logger.log(f"Logged to {logger.get_dir()}")
         logger.reset()
+        if not callback.checkpointer.is_saved:
+            sys.exit(1)  # training is done, but what it gave is not there
+
+
+def start_watchdog(stall_timeout: float) -> Watchdog | None:
+    """Return a watchdog over all that comes before the first iteration; None for a timeout of 0."""
+    if not stall_timeout:
+        return None
+    return Watchdog(
+        max(stall_timeout, STARTUP_SECONDS),
+        lambda: "starting",
+        name=f"rank {MPI.COMM_WORLD.Get_rank()} of {MPI.COMM_WORLD.Get_size()}",
+    )
 
 
 class Paused(Exception):
@@ -149,20 +175,21 @@ class Paused(Exception):
 
 
 class RunCallback:
-    """What happens at the start of each iteration: checkpoints, signals, and a watchdog's start."""
+    """What happens at the start of each iteration: checkpoints and signals."""
 
     def __init__(
         self,
         args: argparse.Namespace,
         env: gym.Env,
         learner_state: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]],
+        watchdog: Watchdog | None,
     ) -> None:
         """Take over the signals."""
         self.env = env
         self.learner_state = learner_state
         self.stall_timeout = args.stall_timeout
         self.stop_timesteps = args.stop_timesteps or math.inf
-        self.watchdog: Watchdog | None = None
+        self.watchdog = watchdog
         self.checkpointer = Checkpointer(
             Path(str(logger.get_dir()), "checkpoints"),
             interval=args.save_interval,
@@ -172,23 +199,21 @@ class RunCallback:
         )
 
     def __call__(self, local: dict[str, Any], global_: dict[str, Any]) -> None:
-        """Start watching, at the first call; save where it is time to.
+        """Have the watchdog watch training, from the first call on; save where it is time to.
 
         Raises:
             Paused: where the schedule goes on, but this process was told to stop.
             StopRequested: as `Checkpointer` does.
         """
-        if self.watchdog is None and self.stall_timeout:
+        if self.watchdog is not None:
             monitor, adam = find_monitor(self.env), local["adam"]
-            self.watchdog = Watchdog(
-                self.stall_timeout,
-                lambda: (getattr(monitor, "total_steps", None), adam.t),
-                name=f"rank {MPI.COMM_WORLD.Get_rank()} of {MPI.COMM_WORLD.Get_size()}",
+            self.watchdog.watch(
+                self.stall_timeout, lambda: (getattr(monitor, "total_steps", None), adam.t)
             )
         self.checkpointer(local, global_)
         timesteps = local["timesteps_so_far"]
         if timesteps >= self.stop_timesteps:
-            raise Paused(f"paused after {timesteps} timesteps, and saved")
+            raise Paused(f"paused after {timesteps} timesteps")
 
     def collect(self, local: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what a checkpoint holds of this rank, and of all."""
@@ -198,19 +223,16 @@ class RunCallback:
         own["env"] = get_env_state(self.env)
         own["monitor_rows"] = monitor.rows if monitor is not None else 0
         own["log_bytes"] = text_log.stat().st_size if text_log.exists() else 0
+        if MPI.COMM_WORLD.Get_rank() == 0:
+            shared["log_lines"] = {
+                name: count_lines(text_log.with_name(name)) for name in LINE_LOGS
+            }
         return shared, own
 
     def finish(self) -> None:
         """Save the last state, unless it is saved already. Collective: every rank must call it."""
         if self.checkpointer.last_saved != self.checkpointer.local.get("iters_so_far"):
             self.checkpointer.save()
-        self.close()
-
-    def close(self) -> None:
-        """Stop watching, and leave the signals to those who had them."""
-        if self.watchdog is not None:
-            self.watchdog.stop()
-        self.checkpointer.close()
 
 
 def device_of(args: argparse.Namespace) -> torch.device:
@@ -257,6 +279,7 @@ def check_run(parser: ArgumentParser, check: Callable[[], object]) -> None:
 def begin_run(
     parser: ArgumentParser,
     args: argparse.Namespace,
+    argv: Sequence[str] | None,
     *,
     title: str,
     checkpoint: dict[str, Any] | None,
@@ -285,14 +308,16 @@ def begin_run(
                 remove_earlier_run(Path(args.log_path))
             else:
                 cut_logs(Path(args.log_path), checkpoint)
+                tidy_checkpoints(
+                    Path(args.log_path, "checkpoints"), checkpoint["shared"]["iters_so_far"]
+                )
 
     check_run(parser, open_logs)
     is_new = checkpoint is None
     formats = args.log_format if is_root else None
     check_run(parser, lambda: logger.configure(args.log_path, formats, append=not is_new))
-    if is_root and is_new:
-        text = json.dumps(run_config(args), indent=2) + "\n"
-        Path(args.log_path, "config.json").write_text(text, encoding="utf-8")
+    if is_root:
+        write_config(args, argv, checkpoint)
     ranks = f"{comm.Get_size()} rank{'s' if comm.Get_size() > 1 else ''}"
     logger.log(f"{title} on {args.env}, preset {args.preset}, {ranks}, seed {args.seed}")
     logger.log(", ".join(f"{name} {version}" for name, version in package_versions().items()))
@@ -329,6 +354,8 @@ def remove_earlier_run(folder: Path) -> None:
     """
     for path in (
         *checkpoint_files(folder / "checkpoints"),
+        *folder.glob("checkpoints/iteration-*.set-aside"),
+        *folder.glob("checkpoints/.iteration-*.partial"),
         *folder.glob("[0-9]*.monitor.csv"),
         *folder.glob("log-rank[0-9]*.txt"),
         *folder.glob("progress.json"),
@@ -349,11 +376,36 @@ def new_folder(args: argparse.Namespace, title: str) -> str:
     return folder
 
 
-def run_config(args: argparse.Namespace) -> dict[str, Any]:
+def write_config(
+    args: argparse.Namespace, argv: Sequence[str] | None, checkpoint: dict[str, Any] | None
+) -> None:
+    """Write config.json; a resumed run adds an entry to the list `resumed` in the one there is.
+
+    A failure is a warning, as with all logs.
+    """
+    path = Path(args.log_path, "config.json")
+    config = run_config(args, argv)
+    if checkpoint is not None:
+        resume = {"iteration": checkpoint["shared"]["iters_so_far"], **config}
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            config["resumed"] = [*config.get("resumed", []), resume]
+        except (OSError, ValueError, AttributeError):  # gone, or no longer what was written
+            config["resumed"] = [resume]
+    partial = path.with_suffix(".json.tmp")
+    try:
+        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        logger.warn(f"WARNING: {path} was not written: {error}")
+
+
+def run_config(args: argparse.Namespace, argv: Sequence[str] | None) -> dict[str, Any]:
     """Return what makes a run, for config.json: arguments, versions, ranks, and where it ran."""
+    flags = sys.argv[1:] if argv is None else argv
     return {
         "arguments": vars(args),
-        "command": [sys.executable, *sys.argv],
+        "command": [sys.executable, sys.argv[0], *flags],
         "ranks": MPI.COMM_WORLD.Get_size(),
         "hostname": platform.node(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -388,11 +440,35 @@ def git_commit() -> str | None:
 # ---- Resuming -----------------------------------------------------------------------------------
 
 
-def check_same_network(probe: torch.nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Raise ValueError if the saved run's network, or its observations, had another size."""
-    saved, here = len(checkpoint["shared"]["theta"]), sum(p.numel() for p in probe.parameters())
+def check_fits(
+    checkpoint: dict[str, Any], args: argparse.Namespace, env: gym.Env, probe: Any
+) -> None:
+    """Check that a checkpoint is of this run's environment and network.
+
+    Args:
+        checkpoint: its content.
+        args: this run's.
+        env: built as the run will build it; it is brought to the saved state, if there is one.
+        probe: a policy.
+
+    Raises:
+        ValueError: saying what differs.
+    """
+    if args.env != checkpoint["arguments"]["env"]:
+        raise ValueError(f"the checkpoint is of {checkpoint['arguments']['env']}, not {args.env}")
+    saved = [tuple(shape) for shape in checkpoint["shared"]["shapes"]]
+    here = [tuple(variable.shape) for variable in probe.get_trainable_variables()]
     if saved != here:
-        raise ValueError(f"the saved network has {saved} weights, this run's {here}")
+        saved_size, size = (sum(map(math.prod, shapes)) for shapes in (saved, here))
+        raise ValueError(
+            f"the saved network has {saved_size} weights in {len(saved)} arrays, this run's {size} "
+            f"in {len(here)}" + (", of other shapes" if saved_size == size else "")
+        )
+    ranks = checkpoint["ranks"]
+    if len(ranks) == MPI.COMM_WORLD.Get_size():
+        env_state = ranks[MPI.COMM_WORLD.Get_rank()]["env"]
+        if env_state is not None:
+            set_env_state(env, env_state)
 
 
 def resumed_state(checkpoint: dict[str, Any] | None) -> tuple[dict[str, Any] | None, Any]:
@@ -414,27 +490,35 @@ def resumed_state(checkpoint: dict[str, Any] | None) -> tuple[dict[str, Any] | N
         return state, None
     own = ranks[comm.Get_rank()]
     state["random"] = own["random"]
-    if own["env"] is None or "carry" not in own:
+    if own["env"] is None and iteration > 0:  # before 0, its seed says all
         logger.log(
             f"Resuming before iteration {iteration} with fresh episodes: the environment's own "
             "state cannot be saved"
         )
         return state, None
-    state["carry"] = own["carry"]
+    if "carry" in own:  # which a run that was stopped before its first segment has not
+        state["carry"] = own["carry"]
     logger.log(f"Resuming before iteration {iteration}, exactly")
     return state, own["env"]
 
 
 def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> None:
     """Cut all ranks' logs back to what they held when the checkpoint was written."""
-    rows = checkpoint["shared"]["iters_so_far"]
-    cut_lines(folder / "progress.csv", 1 + rows)
-    cut_lines(folder / "progress.json", rows)
+    for name, count in checkpoint["shared"]["log_lines"].items():
+        cut_lines(folder / name, count)
     for rank, own in enumerate(checkpoint["ranks"]):
         text_log = folder / text_log_name(rank)
         if text_log.exists() and text_log.stat().st_size > own["log_bytes"]:
             os.truncate(text_log, own["log_bytes"])
         truncate_monitor_file(folder / f"{rank}.monitor.csv", own["monitor_rows"])
+
+
+def count_lines(path: Path) -> int:
+    """Return how many lines a file has, 0 if there is none."""
+    try:
+        return path.read_bytes().count(b"\n")
+    except OSError:
+        return 0
 
 
 def cut_lines(path: Path, count: int) -> None:

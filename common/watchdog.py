@@ -36,8 +36,13 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
+    def watch(self, timeout_seconds: float, progress: Callable[[], object]) -> None:
+        """Watch something else from now on; arguments as at the start."""
+        self.timeout_seconds, self.progress = timeout_seconds, progress
+
     def _watch(self) -> None:
-        seen, since = None, 0.0
+        seen: object = self  # so that the first look sees progress
+        since = 0.0
         while not self._stopped.wait(min(1.0, self.timeout_seconds / 10)):
             now = self.progress()
             if now != seen:

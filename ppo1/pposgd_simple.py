@@ -551,12 +551,14 @@ def learner_state(local: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
         **{name: list(local[name]) for name in buffers},
         "time_elapsed": time.time() - local["tstart"],
         "theta": adam.getflat(), "adam_m": adam.m, "adam_v": adam.v, "adam_t": adam.t,
+        "shapes": [tuple(variable.shape) for variable in pi.get_trainable_variables()],
     }  # fmt: skip
     if hasattr(pi, "ob_rms"):
         shared["ob_rms"] = {name: getattr(pi.ob_rms, name) for name in RMS_SUMS}
     own: dict[str, Any] = {"random": random_states(pi)}
-    if seg is not None and "carry" in seg:
-        own["carry"] = seg["carry"]
+    begun = local["saved"] if seg is None else seg  # nothing was played yet since a resume
+    if "carry" in begun:
+        own["carry"] = begun["carry"]
     return shared, own
 
 

@@ -73,7 +73,8 @@ def test_a_run_says_what_runs_and_keeps_it(tmp_path, monkeypatch, capsys):
     assert last == f"Logged to {folder}"
     assert config["arguments"]["gamma"] == 0.5
     assert config["arguments"]["max_timesteps"] == 1000
-    assert config["command"] == [sys.executable, *sys.argv]
+    flags = ["--env", "tests.envs:toy/raises-v0", "--gamma", "0.5"]
+    assert config["command"] == [sys.executable, sys.argv[0], *flags]
     assert config["ranks"] == 1
     assert {"hostname", "started", "git_commit", "versions", "mpi"} <= set(config)
     assert (folder / "0.monitor.csv").read_text().count("\n") == 3
