@@ -128,8 +128,9 @@ def run(
                 importlib.import_module("tensorboard")
 
         check_run(parser, check)
-        # The lock is held for as long as this process lives.
-        lock = begin_run(parser, args, argv, title=title, checkpoint=checkpoint)  # noqa: F841
+        lock = begin_run(parser, args, argv, title=title, checkpoint=checkpoint)
+        if lock is not None:
+            at_end.callback(os.close, lock)
         state, env_state = resumed_state(checkpoint)
         # A resumed run whose environments begin anew must not meet the same episodes once more.
         env = make_env(args, (args.seed + (state or {}).get("iters_so_far", 0)) % 2**32)
