@@ -21,6 +21,7 @@ setup(
         "gymnasium[mujoco]>=1.0",
         "mujoco>=3.1",
         "cloudpickle>=3.0",
+        "rich>=13.0",
     ],
     extras_require={
         "mpich": ["mpich>=4.2"],

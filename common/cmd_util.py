@@ -33,7 +33,7 @@ LOG_FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
 # Arguments that may differ when a run is resumed: they do not touch what is computed.
 FREE_ARGUMENTS = {
     "resume", "override", "save_interval", "keep", "stall_timeout", "stop_timesteps", "log_format",
-    "log_path", "num_procs",
+    "log_path", "num_procs", "quiet",
 }  # fmt: skip
 LIMITS = ("num_timesteps", "max_episodes", "max_iters", "max_seconds")
 
@@ -208,6 +208,7 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
     formats = os.environ.get("OPENAI_LOG_FORMAT", "stdout,log,csv")
     run.add_argument("--log-format", type=log_formats, default=formats, metavar="F,F",
                      help=f"some of {','.join(LOG_FORMATS)}")  # fmt: skip
+    run.add_argument("--quiet", action="store_true", help="no tables and no bar on the console")
     saving = parser.add_argument_group("saving")
     saving.add_argument("--save-interval", type=whole_number_from_0, default=50, metavar="N",
                         help="iterations between checkpoints; 0: at the end")  # fmt: skip

@@ -35,6 +35,7 @@ Differs:
     - The console is whatever `sys.stdout` is at each write, so a redirection or a progress bar may
       replace it at any time.
     - `dumpkvs` without values, or at level DISABLED, writes nothing; `reset` prints nothing.
+    - Level DETAIL, below INFO and written by default, is for the steps of an iteration.
     - `append` continues existing files. The readers are left to pandas (`read_csv`, `read_json`).
 """
 
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 DEBUG = 10
+DETAIL = 15  # the steps of an iteration
 INFO = 20
 WARN = 30
 ERROR = 40
@@ -165,7 +167,9 @@ class KVWriter:
 
 
 class SeqWriter:
-    """A format that takes lines of text."""
+    """A format that takes lines of text, those of at least its own level."""
+
+    level = DEBUG
 
     def writeseq(self, seq: Iterable[Any]) -> None:
         """Write the items of `seq` as one line, a space between them."""
@@ -194,18 +198,9 @@ class HumanOutputFormat(KVWriter, SeqWriter):
             self.name = str(getattr(filename_or_file, "name", "stdout"))
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
-        """Write a table, its keys in alphabetical order without regard to case."""
-        if not kvs:
-            return
-        rows = [
-            (_cut(key), _cut(_cell(value)))
-            for key, value in sorted(kvs.items(), key=lambda item: item[0].lower())
-        ]
-        key_width = max(len(key) for key, _ in rows)
-        value_width = max(len(value) for _, value in rows)
-        dashes = "-" * (key_width + value_width + 7)
-        table = [f"| {key:<{key_width}} | {value:<{value_width}} |" for key, value in rows]
-        self._write("\n".join([dashes, *table, dashes]) + "\n")
+        """Write a table."""
+        if kvs:
+            self._write(table_text(kvs))
 
     def writeseq(self, seq: Iterable[Any]) -> None:
         """Write one line."""
@@ -220,6 +215,19 @@ class HumanOutputFormat(KVWriter, SeqWriter):
         """Close the file, if it was opened here."""
         if isinstance(self.file, _LineFile):
             self.file.close()
+
+
+def table_text(kvs: Mapping[str, Any]) -> str:
+    """Return values as a boxed table, keys in alphabetical order without regard to case."""
+    rows = [
+        (_cut(key), _cut(_cell(value)))
+        for key, value in sorted(kvs.items(), key=lambda item: item[0].lower())
+    ]
+    key_width = max(len(key) for key, _ in rows)
+    value_width = max(len(value) for _, value in rows)
+    dashes = "-" * (key_width + value_width + 7)
+    table = [f"| {key:<{key_width}} | {value:<{value_width}} |" for key, value in rows]
+    return "\n".join([dashes, *table, dashes]) + "\n"
 
 
 def _cell(value: Any) -> str:
@@ -413,7 +421,7 @@ class Logger:
         rank: int = 0,
         append: bool = False,
     ) -> None:
-        """Make a logger at level INFO.
+        """Make a logger at level DETAIL.
 
         Args:
             dir: the run's folder, or None.
@@ -425,7 +433,7 @@ class Logger:
         self.append = append
         self.output_formats = list(output_formats)
         self.rank = rank
-        self.level = INFO
+        self.level = DETAIL
         self.name2val: dict[str, Any] = {}
         self.name2cnt: dict[str, int] = {}
         self._failed: set[int] = set()  # positions of the formats that have had their warning
@@ -454,7 +462,12 @@ class Logger:
     def log(self, *args: Any, level: int = INFO) -> None:
         """Write one line of text, if `level` is at least the logger's."""
         if self.level <= level and self.level < DISABLED:
-            self._each(lambda fmt: fmt.writeseq(args) if isinstance(fmt, SeqWriter) else None)
+
+            def write(fmt: KVWriter) -> None:
+                if isinstance(fmt, SeqWriter) and level >= fmt.level:
+                    fmt.writeseq(args)
+
+            self._each(write)
 
     def close(self) -> None:
         """Close every format."""
@@ -641,6 +654,11 @@ def log(*args: Any, level: int = INFO) -> None:
 def debug(*args: Any) -> None:
     """Log at level DEBUG."""
     log(*args, level=DEBUG)
+
+
+def detail(*args: Any) -> None:
+    """Log at level DETAIL: one of an iteration's steps, which a live console leaves out."""
+    log(*args, level=DETAIL)
 
 
 def info(*args: Any) -> None:

@@ -35,6 +35,7 @@ from common.env_state import get_env_state, set_env_state
 from common.launch import relaunch
 from common.monitor import find_monitor, truncate_monitor_file
 from common.mpi_util import abort_job_on_error, agree
+from common.progress import console_while_training, limits_of
 from common.watchdog import Watchdog
 
 STARTUP_SECONDS = 60.0  # that no stall timeout cuts short: imports may wait for a slow disk
@@ -139,10 +140,11 @@ def run(
         callback = RunCallback(args, env, algorithm.learner_state, watchdog)
         at_end.callback(callback.checkpointer.close)
         try:
-            algorithm.learn(
-                env, policy_fn, callback=callback, compile=args.compile, state=state,
-                **hyperparameters,
-            )  # fmt: skip
+            with console_while_training(limits_of(args), quiet=args.quiet) as callback.progress:
+                algorithm.learn(
+                    env, policy_fn, callback=callback, compile=args.compile, state=state,
+                    **hyperparameters,
+                )  # fmt: skip
         except SystemExit as leave:  # by one rank's environment, say: the others would wait for it
             raise RuntimeError(f"training was left by sys.exit({leave.code!r})") from leave
         except Paused as pause:
@@ -191,6 +193,7 @@ class RunCallback:
         self.stall_timeout = args.stall_timeout
         self.stop_timesteps = args.stop_timesteps or math.inf
         self.watchdog = watchdog
+        self.progress: Callable[[dict[str, Any]], None] = lambda local: None
         self.checkpointer = Checkpointer(
             Path(str(logger.get_dir()), "checkpoints"),
             interval=args.save_interval,
@@ -200,7 +203,7 @@ class RunCallback:
         )
 
     def __call__(self, local: dict[str, Any], global_: dict[str, Any]) -> None:
-        """Have the watchdog watch training, from the first call on; save where it is time to.
+        """Have the watchdog watch training, from the first call on; show progress; save in time.
 
         Raises:
             Paused: where the schedule goes on, but this process was told to stop.
@@ -211,6 +214,7 @@ class RunCallback:
             self.watchdog.watch(
                 self.stall_timeout, lambda: (getattr(monitor, "total_steps", None), adam.t)
             )
+        self.progress(local)
         self.checkpointer(local, global_)
         timesteps = local["timesteps_so_far"]
         if timesteps >= self.stop_timesteps:

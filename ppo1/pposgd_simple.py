@@ -457,7 +457,7 @@ def learn(
                 device=adam.theta.device,
             )
             iteration_start = time.time()
-            logger.log(f"********** Iteration {iters_so_far} ************")
+            logger.detail(f"********** Iteration {iters_so_far} ************")
 
             # Collect a segment
             is_first = seg is None
@@ -478,22 +478,22 @@ def learn(
             d = Dataset({"rows": rows}, deterministic=pi.recurrent)
 
             # Optimize
-            logger.log("Optimizing...")
-            logger.log(fmt_row(13, LOSS_NAMES))
+            logger.detail("Optimizing...")
+            logger.detail(fmt_row(13, LOSS_NAMES))
             for _ in range(optim_epochs):
                 losses: list[Tensor] = []  # of this rank alone
                 for batch in d.iterate_once(batchsize):
                     newlosses, g = lossandgrad(columns, batch["rows"], cur_clip)
                     adam.update(g, optim_stepsize * cur_lrmult)
                     losses.append(newlosses)
-                logger.log(fmt_row(13, torch.stack(losses).mean(dim=0).cpu().numpy()))
+                logger.detail(fmt_row(13, torch.stack(losses).mean(dim=0).cpu().numpy()))
 
             # All minibatches at once: the mean of equal parts' means is the mean over all rows
-            logger.log("Evaluating losses...")
+            logger.detail("Evaluating losses...")
             (batch,) = d.iterate_once(num_minibatches * batchsize)
             newlosses = lossandgrad.losses(columns, batch["rows"], cur_clip)
             meanlosses, _, _ = mpi_moments(newlosses[None].cpu().numpy(), axis=0, comm=comm)
-            logger.log(fmt_row(13, meanlosses))
+            logger.detail(fmt_row(13, meanlosses))
             for name, value in zip(LOSS_NAMES, meanlosses, strict=True):
                 logger.record_tabular(f"loss_{name}", value)
             logger.record_tabular(
@@ -687,7 +687,7 @@ def compile_in_turn(
                 logger.log(f"Compiled the update in {time.time() - start:.1f} s")
             except Exception as error:
                 reason = (str(error) or repr(error)).strip().splitlines()[0]
-                logger.log(f"Not compiling the update, which is slower: {reason}")
+                logger.warn(f"Not compiling the update, which is slower: {reason}")
         wait_for_all(machine)
     machine.Free()
 
