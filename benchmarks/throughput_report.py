@@ -93,11 +93,11 @@ def measured_link(times: dict[tuple[int, int], float]) -> tuple[float, float]:
 # ---- Files ---------------------------------------------------------------------------------------
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> None:
     """Write the rows, figures with six significant digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for row in rows:
             cells = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
@@ -120,17 +120,18 @@ def number(text: str) -> int | float | str:
     return text
 
 
-def fill_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between BEGIN and END in a file.
+def fill_between_markers(path: Path, text: str, *, begin: str = BEGIN, end: str = END) -> None:
+    """Replace what stands between `begin` and `end` in a file.
 
     Raises:
         ValueError: if the file does not have each of them once, in order.
     """
-    head, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in head + tail:
-        raise ValueError(f"{path} needs the line {BEGIN!r} once, and after it {END!r} once")
-    path.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}", encoding="utf-8")
+    content = path.read_text(encoding="utf-8")
+    head, _, rest = content.partition(begin)
+    _, _, tail = rest.partition(end)
+    if content.count(begin) != 1 or content.count(end) != 1 or end in head:
+        raise ValueError(f"{path} needs the line {begin!r} once, and after it {end!r} once")
+    path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
 
 
 # ---- Text ----------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def load_run(folder: str | os.PathLike[str], root: str | os.PathLike[str] = "") 
         LoadMonitorResultsError: for a monitor file.
     """
     folder = Path(folder)
-    config = _read_json(folder / "config.json")
+    config = read_config(folder)
     arguments = dict(config.get("arguments", {}))
     if arguments:
         arguments["ranks"] = config.get("ranks")
@@ -245,8 +245,13 @@ def _env_of_path(folder: Path) -> str:
 # ---- Files ---------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object, {} if there is no file."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what is in a run's config.json, {} if there is none.
+
+    Raises:
+        ValueError: if it is not a JSON object.
+    """
+    path = folder / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

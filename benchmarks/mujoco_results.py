@@ -1,0 +1,361 @@
+#!/usr/bin/env python
+"""Train on the paper's seven MuJoCo environments, and compare with baselines and published results.
+
+    python benchmarks/mujoco_results.py               # what is missing of 35 runs, then the report
+    python benchmarks/mujoco_results.py --no-train    # the report on what is finished
+    python benchmarks/mujoco_results.py --tables      # the report from the CSV files alone
+
+The same command goes on where it was stopped. A run is finished when its progress.csv has reached
+the number of timesteps. The verdict of an environment was chosen before the first run: if the
+95 % bootstrap intervals of the means over seeds overlap, ours and baselines' agree; if not, ours is
+higher or lower.
+"""
+
+import argparse
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in
+
+import numpy as np
+import pandas
+from throughput_report import fill_between_markers, read_csv, table, write_csv
+
+from common.plot_util import (
+    Reference,
+    Run,
+    bootstrap_interval,
+    common_grid,
+    final_score,
+    load_run,
+    mean_over_runs,
+    on_grid,
+    plot_curves,
+    read_config,
+    save_figure,
+)
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+ENVIRONMENTS = (
+    "HalfCheetah-v4", "Hopper-v4", "Walker2d-v4", "Swimmer-v4", "Reacher-v4",
+    "InvertedPendulum-v4", "InvertedDoublePendulum-v4",
+)  # fmt: skip
+POINTS = 100  # kept of a run's curve
+BASELINES = HERE / "reference" / "baselines_mujoco.csv"
+PUBLISHED = HERE / "reference" / "published_mujoco.csv"
+LEVEL = "baselines' page"  # the published source that has all environments, drawn as a level
+BEGIN = "<!-- made by mujoco_results.py from results/mujoco_*.csv: begin -->"
+END = "<!-- made by mujoco_results.py: end -->"
+RUN_COLUMNS = (
+    "env", "seed", "return_mean", "episodes", "timesteps", "seconds", "ranks", "preset", "commit",
+    "versions", "started", "command",
+)  # fmt: skip
+CURVE_COLUMNS = ("env", "seed", "timesteps", "return_mean")
+
+Row = dict[str, Any]
+
+
+def arg_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script's flags."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    flags: dict[str, dict[str, Any]] = {
+        "--env": dict(
+            metavar="ID,ID",
+            type=lambda text: text.split(","),
+            default=ENVIRONMENTS,
+            help="default: all seven",
+        ),
+        "--seeds": dict(metavar="N", type=int, default=5, help="0 to N - 1 (default: 5)"),
+        "--num-timesteps": dict(
+            metavar="N", type=int, default=1_000_000, help="of a run (default: 1000000)"
+        ),
+        "--jobs": dict(
+            metavar="N", type=int, default=os.cpu_count(), help="runs at a time (default: cores)"
+        ),
+        "--out": dict(
+            metavar="DIR",
+            type=Path,
+            default=ROOT / "runs" / "results" / "mujoco",
+            help="folder of the runs, ENV/seedN (default: runs/results/mujoco)",
+        ),
+        "--no-train": dict(action="store_true", help="start no runs"),
+        "--tables": dict(action="store_true", help="read no runs either, only the CSV files"),
+        "--report": dict(
+            metavar="DIR",
+            type=Path,
+            default=HERE,
+            help="folder of results/ and README.md (default: benchmarks)",
+        ),
+        "--baselines": dict(
+            metavar="CSV",
+            type=Path,
+            help="take over baselines' curves: env,seed,TimestepsSoFar,EpRewMean",
+        ),
+    }
+    for name, options in flags.items():
+        parser.add_argument(name, **options)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, gather and report as the command line `argv` says; None is the process's own."""
+    args = arg_parser().parse_args(argv)
+    if args.baselines:
+        write_csv(BASELINES, take_over_baselines(args.baselines), CURVE_COLUMNS)
+    failed = [] if args.no_train or args.tables else train_missing(args)
+    results = args.report / "results"
+    if not args.tables:
+        runs = finished_runs(args)
+        if not runs:
+            sys.exit(f"no finished run in {args.out}")
+        write_csv(results / "mujoco_runs.csv", map(run_row, runs), RUN_COLUMNS)
+        rows = (row for run in runs for row in curve_rows(run))
+        write_csv(results / "mujoco_curves.csv", rows, CURVE_COLUMNS)
+    rows, curves = (read_csv(results / f"mujoco_{name}.csv") for name in ("runs", "curves"))
+    baselines, published = read_csv(BASELINES), read_csv(PUBLISHED)
+    save_figure(figure(curves, baselines, published), results / "mujoco.png")
+    text = render(rows, baselines, published)
+    fill_between_markers(args.report / "README.md", text, begin=BEGIN, end=END)
+    print(text)
+    if failed:
+        sys.exit("\n".join(failed))
+
+
+# ---- Runs ----------------------------------------------------------------------------------------
+
+
+def folders(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
+    """Return environment, seed and folder of all runs, seed 0 of every environment first."""
+    seeds = range(args.seeds)
+    return [(env, seed, args.out / env / f"seed{seed}") for seed in seeds for env in args.env]
+
+
+def is_finished(folder: Path, num_timesteps: int) -> bool:
+    """Return whether the run has reached its number of timesteps."""
+    if not (folder / "progress.csv").exists():
+        return False
+    progress = load_run(folder).progress
+    return progress is not None and progress["TimestepsSoFar"].iloc[-1] >= num_timesteps
+
+
+def train_missing(args: argparse.Namespace) -> list[str]:
+    """Begin or resume the runs that are not finished; return a line on each that failed."""
+    todo = [
+        (env, seed, folder)
+        for env, seed, folder in folders(args)
+        if not is_finished(folder, args.num_timesteps)
+    ]
+    print(f"{len(todo)} of {len(folders(args))} runs to do, {args.jobs} at a time", flush=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        try:
+            lines = pool.map(lambda job: train(*job, num_timesteps=args.num_timesteps), todo)
+            return [line for line in lines if line]
+        except KeyboardInterrupt:  # which the runs got too: they save and stop
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def train(env: str, seed: int, folder: Path, *, num_timesteps: int) -> str:
+    """Begin or resume a run; return "", or a line on how it failed."""
+    command = [
+        sys.executable, str(ROOT / "run_mujoco.py"), "--env", env, "--seed", str(seed),
+        "--num-timesteps", str(num_timesteps), "--log-path", str(folder), "--log-format", "csv,log",
+        "--resume",
+    ]  # fmt: skip
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    lines = done.stderr.strip().splitlines() or [""]
+    outcome = f"exit code {done.returncode}: {lines[-1]}" if done.returncode else ""
+    print(f"{env}, seed {seed}: {outcome or 'finished'}", flush=True)
+    return f"{folder}: {outcome}" if outcome else ""
+
+
+def finished_runs(args: argparse.Namespace) -> list[Run]:
+    """Return the finished runs, by environment and seed.
+
+    Raises:
+        ValueError: if one was not made with the environment's and seed's defaults.
+    """
+    runs = []
+    for env, seed, folder in sorted(folders(args), key=lambda job: args.env.index(job[0])):
+        if is_finished(folder, args.num_timesteps):
+            run = load_run(folder)
+            expected = {"env": env, "seed": seed, "preset": "mujoco", "ranks": 1}
+            found = {name: run.arguments.get(name) for name in expected}
+            if found != expected:
+                raise ValueError(f"{folder} is a run with {found}, not {expected}")
+            runs.append(run)
+    return runs
+
+
+def run_row(run: Run) -> Row:
+    """Return a run's row of mujoco_runs.csv."""
+    config = read_config(run.folder)
+    assert run.progress is not None
+    last = run.progress.iloc[-1]
+    words = ["python", *config["command"][1:]]
+    if "--log-path" in words:
+        words[words.index("--log-path") + 1] = "DIR"
+    return {
+        "env": run.env,
+        "seed": run.arguments["seed"],
+        "return_mean": final_score(run),
+        "episodes": int(last["EpisodesSoFar"]),
+        "timesteps": int(last["TimestepsSoFar"]),
+        "seconds": round(last["TimeElapsed"], 1),
+        "ranks": config["ranks"],
+        "preset": run.arguments["preset"],
+        "commit": re.sub(r"(\w{12})\w*", r"\1", config["git_commit"] or "unknown"),
+        "versions": ", ".join(f"{name} {x}" for name, x in config["versions"].items()),
+        "started": config["started"],
+        "command": " ".join(word.replace(f"{ROOT}/", "") for word in words),
+    }
+
+
+def curve_rows(run: Run) -> Iterable[Row]:
+    """Yield a run's rows of mujoco_curves.csv."""
+    assert run.progress is not None
+    columns = ["TimestepsSoFar", "EpTrueRewMean"]
+    yield from thinned(run.env, run.arguments["seed"], run.progress[columns].to_numpy())
+
+
+def thinned(env: str, seed: int, points: np.ndarray) -> Iterable[Row]:
+    """Yield at most POINTS evenly spaced of a curve's points, (N, 2), the last among them."""
+    count = min(POINTS, len(points))
+    for i in np.linspace(0, len(points) - 1, count).round().astype(int):
+        values = (env, seed, int(points[i, 0]), float(points[i, 1]))
+        yield dict(zip(CURVE_COLUMNS, values, strict=True))
+
+
+def take_over_baselines(path: Path) -> list[Row]:
+    """Return the rows of reference/baselines_mujoco.csv, from a file with all iterations."""
+    rows = pandas.read_csv(path)
+    return [
+        row
+        for (env, seed), curve in rows.groupby(["env", "seed"])
+        for row in thinned(env, seed, curve[["TimestepsSoFar", "EpRewMean"]].to_numpy())
+    ]
+
+
+# ---- The report ----------------------------------------------------------------------------------
+
+
+def by_run(rows: Iterable[Row], env: str) -> dict[int, np.ndarray]:
+    """Return an environment's curves by seed: (N, 2), timesteps and returns."""
+    curves: dict[int, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["env"] == env:
+            curves.setdefault(row["seed"], []).append((row["timesteps"], row["return_mean"]))
+    return {seed: np.array(points) for seed, points in curves.items()}
+
+
+def figure(curves: Sequence[Row], baselines: Sequence[Row], published: Sequence[Row]) -> Any:
+    """Return the figure: ours with a band, baselines' mean and the published level dashed."""
+    runs, references = [], []
+    counts = {len({row["seed"] for row in baselines if row["env"] == env})
+              for env in dict.fromkeys(row["env"] for row in curves)} - {0}  # fmt: skip
+    many = " to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else ""
+    for env in dict.fromkeys(row["env"] for row in curves):
+        for seed, points in by_run(curves, env).items():
+            data = pandas.DataFrame(points, columns=["TimestepsSoFar", "EpTrueRewMean"])
+            runs.append(Run(Path(), Path(), env, {"seed": seed}, data, label="ours"))
+        theirs = [(points[:, 0], points[:, 1]) for points in by_run(baselines, env).values()]
+        if theirs:
+            grid = common_grid(theirs)
+            mean = on_grid(theirs, grid).mean(axis=0)
+            references.append(Reference(env, f"baselines' ppo1 ({many} seeds)", grid, mean))
+        for row in published:
+            if row["source"] == LEVEL and row["env"] == env.partition("-")[0]:
+                label = f"{row['algorithm']} {row['versions']} (published)"
+                references.append(Reference(env, label, None, np.array([row["mean"]])))
+    return plot_curves(runs, references=references)
+
+
+def summary(scores: Sequence[float]) -> Row:
+    """Return seeds, mean, standard error (ddof 1) and the ends of the bootstrap interval."""
+    values = np.array(scores, dtype=float)
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    low, high = bootstrap_interval([values], mean_over_runs, resamples=20_000)
+    return {"seeds": len(values), "mean": values.mean(), "error": error, "low": low, "high": high}
+
+
+def verdict(ours: Row, theirs: Row) -> str:
+    """Return what the comparison of two intervals says; a single seed has none."""
+    if math.isnan(ours["low"]) or math.isnan(theirs["low"]):
+        return "none: one seed"
+    if ours["low"] > theirs["high"]:
+        return "higher"
+    return "lower" if ours["high"] < theirs["low"] else "agree"
+
+
+def render(rows: Sequence[Row], baselines: Sequence[Row], published: Sequence[Row]) -> str:
+    """Return README.md's part that is made from the CSV files."""
+    lines = []
+    for env in dict.fromkeys(row["env"] for row in rows):
+        ours = summary([row["return_mean"] for row in rows if row["env"] == env])
+        curves = by_run(baselines, env).values()
+        theirs = summary([points[-1, 1] for points in curves]) if curves else None
+        theirs_cells = cells(theirs) if theirs else ("0", "", "")
+        result = verdict(ours, theirs) if theirs else "none: not measured"
+        lines.append((env, *cells(ours), *theirs_cells, result))
+    header = (
+        "environment", "our seeds", "ours ± standard error", "95 % interval", "baselines' seeds",
+        "baselines' ppo1 ± standard error", "95 % interval", "verdict",
+    )  # fmt: skip
+    commits, versions, dates = (
+        ", ".join(sorted({str(row[name])[:length] for row in rows}))
+        for name, length in (("commit", None), ("versions", None), ("started", len("2000-01-01")))
+    )
+    paragraphs = [
+        f"{len(rows)} runs such as `{rows[0]['command']}`, {dates}, commit {commits}; {versions}. "
+        f"The shortest has {min(row['timesteps'] for row in rows):,} timesteps. Metric: the mean "
+        "raw return of the last 100 episodes; its mean over seeds.",
+        "![Learning curves of the seven environments](results/mujoco.png)",
+        table(header, lines),
+        "Published, on other versions of the environments and by other measures:",
+        *published_table(rows, published),
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def cells(figures: Row) -> tuple[str, str, str]:
+    """Return seeds, mean with error, and interval as a table shows them."""
+    digits = 2 if abs(figures["mean"]) < 100 else 0
+    mean, error, low, high = (
+        f"{figures[name]:.{digits}f}" for name in ("mean", "error", "low", "high")
+    )
+    if figures["seeds"] == 1:
+        return "1", mean, ""
+    return str(figures["seeds"]), f"{mean} ± {error}", f"{low} to {high}"
+
+
+def published_table(rows: Sequence[Row], published: Sequence[Row]) -> Iterable[str]:
+    """Yield the table of published results, and what they are."""
+    sources = {row["source"]: row for row in published}
+    lines = []
+    for env in dict.fromkeys(row["env"] for row in rows):
+        found = {
+            row["source"]: f"{row['mean']} {row['spread']}".strip()
+            for row in published
+            if row["env"] == env.partition("-")[0]
+        }
+        mean = summary([row["return_mean"] for row in rows if row["env"] == env])
+        ours = cells(mean)[1].split(" ")[0]
+        lines.append([env, ours, *(found.get(source, "") for source in sources)])
+    yield table(["environment", "ours", *sources], lines)
+    yield "\n".join(
+        f"- [{name}]({row['link']}): {row['algorithm']}, {row['versions']}, "
+        f"{row['timesteps']:.0e} timesteps, {row['seeds']} seeds, {row['metric']}."
+        for name, row in sources.items()
+    ).replace("e+0", "e")
+
+
+if __name__ == "__main__":
+    main()
