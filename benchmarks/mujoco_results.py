@@ -13,12 +13,9 @@ higher or lower.
 
 import argparse
 import math
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ import numpy as np
 import pandas
 from throughput_report import fill_between_markers, read_csv, table, write_csv
 
+from common.monitor import LoadMonitorResultsError
 from common.plot_util import (
     Reference,
     Run,
@@ -77,9 +75,7 @@ def arg_parser() -> argparse.ArgumentParser:
         "--num-timesteps": dict(
             metavar="N", type=int, default=1_000_000, help="of a run (default: 1000000)"
         ),
-        "--jobs": dict(
-            metavar="N", type=int, default=os.cpu_count(), help="runs at a time (default: cores)"
-        ),
+        "--jobs": dict(metavar="N", type=int, help="runs at a time (default: what the cores hold)"),
         "--out": dict(
             metavar="DIR",
             type=Path,
@@ -107,26 +103,44 @@ def arg_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, gather and report as the command line `argv` says; None is the process's own."""
-    args = arg_parser().parse_args(argv)
-    if args.baselines:
-        write_csv(BASELINES, take_over_baselines(args.baselines), CURVE_COLUMNS)
-    failed = [] if args.no_train or args.tables else train_missing(args)
-    results = args.report / "results"
-    if not args.tables:
-        runs = finished_runs(args)
-        if not runs:
-            sys.exit(f"no finished run in {args.out}")
-        write_csv(results / "mujoco_runs.csv", map(run_row, runs), RUN_COLUMNS)
-        rows = (row for run in runs for row in curve_rows(run))
-        write_csv(results / "mujoco_curves.csv", rows, CURVE_COLUMNS)
+    parser = arg_parser()
+    args = parser.parse_args(argv)
+    try:
+        failed = [] if args.no_train or args.tables else train_missing(args)
+        if args.baselines:
+            write_csv(BASELINES, take_over_baselines(args.baselines), CURVE_COLUMNS)
+        if not args.tables:
+            gather(args)
+        report(args.report)
+    except (ValueError, OSError, LoadMonitorResultsError) as error:
+        parser.error(" ".join(str(error).split()))
+    if failed:
+        sys.exit("\n".join(failed))
+
+
+def gather(args: argparse.Namespace) -> None:
+    """Write mujoco_runs.csv and mujoco_curves.csv from the finished runs.
+
+    Raises:
+        ValueError: if there are none, or one has other settings.
+    """
+    runs = finished_runs(args)
+    if not runs:
+        raise ValueError(f"no finished run in {args.out}")
+    rows = (row for run in runs for row in curve_rows(run))
+    write_csv(args.report / "results" / "mujoco_runs.csv", map(run_row, runs), RUN_COLUMNS)
+    write_csv(args.report / "results" / "mujoco_curves.csv", rows, CURVE_COLUMNS)
+
+
+def report(folder: Path) -> None:
+    """Write the figure, and README.md's tables, from the CSV files alone."""
+    results = folder / "results"
     rows, curves = (read_csv(results / f"mujoco_{name}.csv") for name in ("runs", "curves"))
     baselines, published = read_csv(BASELINES), read_csv(PUBLISHED)
     save_figure(figure(curves, baselines, published), results / "mujoco.png")
     text = render(rows, baselines, published)
-    fill_between_markers(args.report / "README.md", text, begin=BEGIN, end=END)
+    fill_between_markers(folder / "README.md", text, begin=BEGIN, end=END)
     print(text)
-    if failed:
-        sys.exit("\n".join(failed))
 
 
 # ---- Runs ----------------------------------------------------------------------------------------
@@ -148,33 +162,16 @@ def is_finished(folder: Path, num_timesteps: int) -> bool:
 
 def train_missing(args: argparse.Namespace) -> list[str]:
     """Begin or resume the runs that are not finished; return a line on each that failed."""
-    todo = [
-        (env, seed, folder)
-        for env, seed, folder in folders(args)
-        if not is_finished(folder, args.num_timesteps)
-    ]
-    print(f"{len(todo)} of {len(folders(args))} runs to do, {args.jobs} at a time", flush=True)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        try:
-            lines = pool.map(lambda job: train(*job, num_timesteps=args.num_timesteps), todo)
-            return [line for line in lines if line]
-        except KeyboardInterrupt:  # which the runs got too: they save and stop
-            pool.shutdown(cancel_futures=True)
-            raise
+    from common.sweep import sweep  # which starts MPI
 
-
-def train(env: str, seed: int, folder: Path, *, num_timesteps: int) -> str:
-    """Begin or resume a run; return "", or a line on how it failed."""
-    command = [
-        sys.executable, str(ROOT / "run_mujoco.py"), "--env", env, "--seed", str(seed),
-        "--num-timesteps", str(num_timesteps), "--log-path", str(folder), "--log-format", "csv,log",
-        "--resume",
-    ]  # fmt: skip
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    lines = done.stderr.strip().splitlines() or [""]
-    outcome = f"exit code {done.returncode}: {lines[-1]}" if done.returncode else ""
-    print(f"{env}, seed {seed}: {outcome or 'finished'}", flush=True)
-    return f"{folder}: {outcome}" if outcome else ""
+    rows = sweep(
+        ROOT / "run_mujoco.py",
+        {"env": args.env, "seed": range(args.seeds)},
+        out=args.out,
+        flags=["--num-timesteps", str(args.num_timesteps)],
+        jobs=args.jobs,
+    )
+    return [f"{row['folder']} failed" for row in rows if row["status"] == "failed"]
 
 
 def finished_runs(args: argparse.Namespace) -> list[Run]:

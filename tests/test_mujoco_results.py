@@ -18,12 +18,14 @@ results = importlib.import_module("mujoco_results")
 read_csv = importlib.import_module("throughput_report").read_csv
 
 
-def write_finished_run(out: Path, env: str, seed: int, *, returns: float, **arguments) -> None:
+def write_finished_run(
+    out: Path, env_folder: str, seed: int, *, returns: float, **arguments
+) -> None:
     """Write a run whose last 100 episodes all had the same return."""
-    folder = out / env / f"seed{seed}"
+    folder = out / env_folder / f"seed{seed}"
     folder.mkdir(parents=True)
     config = {
-        "arguments": {"env": env, "seed": seed, "preset": "mujoco"} | arguments,
+        "arguments": {"env": env_folder, "seed": seed, "preset": "mujoco"} | arguments,
         "command": ["/bin/python", "run_mujoco.py", "--log-path", str(folder), "--seed", f"{seed}"],
         "ranks": 1,
         "started": "2026-01-02T03:04:05+0000",
@@ -165,23 +167,36 @@ def test_baselines_are_taken_over(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_run_with_other_settings_is_refused(folder: Path) -> None:
-    write_finished_run(folder / "runs", "Hopper-v4", 0, returns=1.0, preset="humanoid")
-    with pytest.raises(ValueError, match="seed0 is a run with .*'preset': 'humanoid'"):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"preset": "humanoid"},
+            "seed0 is a run with {'env': 'Hopper-v4', 'seed': 0, 'preset': 'h",
+        ),
+        ({"env": "Ant-v4"}, "seed0 is a run with {'env': 'Ant-v4'"),
+        (None, "no finished run in"),
+    ],
+)
+def test_runs_that_do_not_fit(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: dict | None, message: str
+) -> None:
+    if arguments is not None:
+        config = {"returns": 1.0, **arguments}
+        write_finished_run(folder / "runs", "Hopper-v4", 0, **config)
+    with pytest.raises(SystemExit) as leave:
         results.main(["--no-train", "--out", str(folder / "runs"), "--report", str(folder)])
-
-
-def test_nothing_finished(folder: Path) -> None:
-    with pytest.raises(SystemExit, match="no finished run in"):
-        results.main(["--no-train", "--out", str(folder / "runs"), "--report", str(folder)])
+    assert leave.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / "results").exists()
 
 
 @pytest.mark.slow
 def test_runs_are_made_once(folder: Path) -> None:
     command = [
         sys.executable, str(ROOT / "benchmarks" / "mujoco_results.py"),
-        "--env", "InvertedPendulum-v4", "--seeds", "2", "--num-timesteps", "3000", "--jobs", "2", "--out", str(folder / "runs"),
-        "--report", str(folder),
+        "--env", "InvertedPendulum-v4", "--seeds", "2", "--num-timesteps", "3000", "--jobs", "2",
+        "--out", str(folder / "runs"), "--report", str(folder),
     ]  # fmt: skip
 
     def bench() -> str:
@@ -192,9 +207,9 @@ def test_runs_are_made_once(folder: Path) -> None:
         return done.stdout
 
     first = bench()
-    assert "2 of 2 runs to do, 2 at a time" in first
+    assert "2 runs, 2 of them to do, 2 at a time" in first
     assert "| InvertedPendulum-v4 | 2 | " in first
     rows = read_csv(folder / "results" / "mujoco_runs.csv")
     assert all(row["timesteps"] >= 3000 for row in rows)
-    assert "0 of 2 runs to do" in bench()
+    assert "2 runs, 0 of them to do" in bench()
     assert read_csv(folder / "results" / "mujoco_runs.csv") == rows
