@@ -215,23 +215,6 @@ def test_flags_that_agree_or_compute_nothing_may_be_given(finished, tmp_path):
         assert len(list(csv.DictReader(file))) == len(results(finished)[0])
 
 
-@pytest.mark.slow
-def test_two_runs_in_one_folder_are_refused(tmp_path):
-    script, *flags = RUNS["hopper"]
-    command = [sys.executable, str(ROOT / script), *flags, "--log-path", "run"]
-    with subprocess.Popen(command, cwd=tmp_path, env=rank_environment(), text=True,
-                          stdout=subprocess.PIPE) as process:  # fmt: skip
-        for line in process.stdout:
-            if "Iteration 0 " in line:
-                break
-        process.send_signal(signal.SIGSTOP)
-        done = mpirun(0, str(ROOT / script), *flags, "--log-path", "run", cwd=tmp_path)
-        process.send_signal(signal.SIGCONT)
-        process.communicate(timeout=60)
-    assert (done.returncode, process.returncode) == (2, 0)
-    assert "another run is writing to 'run'" in done.stderr
-
-
 # ---- Ranks that die or hang ---------------------------------------------------------------------
 
 
