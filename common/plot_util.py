@@ -65,10 +65,11 @@ STYLE = {
     "pdf.fonttype": 42,  # text stays text
     "svg.fonttype": "none",
 }
-# Arguments that make no difference worth a label.
+# Arguments that make no difference worth a label: those that FREE_ARGUMENTS of cmd_util has, which
+# cannot be imported without starting MPI, and some that say what others say.
 UNLABELLED = {
-    "env", "given_env", "seed", "max_timesteps", "log_path", "log_format", "save_interval", "keep",
-    "resume", "override", "stall_timeout",
+    "resume", "override", "save_interval", "keep", "stall_timeout", "stop_timesteps", "log_format",
+    "log_path", "num_procs", "quiet", "env", "given_env", "seed", "max_timesteps",
 }  # fmt: skip
 
 Curve = tuple[np.ndarray, np.ndarray]  # x, ascending, and y: (N,) float64 each

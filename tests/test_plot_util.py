@@ -14,6 +14,7 @@ import pytest
 from matplotlib import image
 
 from common import plot_util
+from common.cmd_util import FREE_ARGUMENTS
 from common.monitor import Monitor, truncate_monitor_file
 from common.plot_util import (
     POINTS,
@@ -292,6 +293,10 @@ def test_ranks_and_presets_are_labels(tmp_path):
     write_run(tmp_path / "b", rows=line_rows([1]), preset="humanoid", clip=0.1)
     assert labels(tmp_path) == ["preset mujoco", "preset humanoid"]  # the rest goes with it
     assert labels(tmp_path, "ranks") == ["ranks 2", "ranks 1"]
+
+
+def test_what_does_not_touch_the_numbers_is_no_label():
+    assert FREE_ARGUMENTS <= plot_util.UNLABELLED
 
 
 def test_runs_of_baselines_beside_ours(tmp_path):
