@@ -6,7 +6,7 @@
     python benchmarks/mujoco_results.py --tables      # the report from the CSV files alone
 
 The same command goes on where it was stopped. A run is finished when its progress.csv has reached
-the number of timesteps. The verdict of an environment was chosen before the first run: if the
+the number of timesteps. How an environment is judged was chosen before looking at results: if the
 95 % bootstrap intervals of the means over seeds overlap, ours and baselines' agree; if not, ours is
 higher or lower.
 """
