@@ -63,12 +63,14 @@ def arg_parser() -> cmd_util.ArgumentParser:
     return parser
 
 
-def make_env(args: argparse.Namespace, seed: int | None) -> gym.Env:
+def make_env(
+    args: argparse.Namespace, seed: int | None, render_mode: str | None = "rgb_array"
+) -> gym.Env:
     """Return this rank's environment, seeding this rank by the job's `seed`; None seeds nothing."""
     rank = MPI.COMM_WORLD.Get_rank()
     seed = offset_seed(seed, rank=rank, stride=10000)
     set_global_seeds(seed)
-    game = cmd_util.monitored(make_atari(args.env), rank)
+    game = cmd_util.monitored(make_atari(args.env, render_mode=render_mode), rank)
     env = wrap_deepmind(game, clip_rewards=args.clip_rewards)
     if args.frame_stack != 1:
         env = FrameStack(env, args.frame_stack)

@@ -28,12 +28,14 @@ from common.checkpoint import CheckpointError, checkpoint_files, read_run
 from common.misc_util import set_global_seeds
 from common.monitor import Monitor
 from common.mpi_util import offset_seed
+from common.policy_file import SavedPolicy, read_policy
 
 LOG_FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
 # Arguments that may differ when a run is resumed: they do not touch what is computed.
 FREE_ARGUMENTS = {
     "resume", "override", "save_interval", "keep", "stall_timeout", "stop_timesteps", "log_format",
-    "log_path", "num_procs", "quiet",
+    "log_path", "num_procs", "quiet", "save_path", "play", "video", "video_steps", "evaluate",
+    "json", "deterministic",
 }  # fmt: skip
 LIMITS = ("num_timesteps", "max_episodes", "max_iters", "max_seconds")
 
@@ -193,7 +195,7 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
     run.add_argument("--seed", type=seed_number, metavar="N", help="drawn and printed if not given")
     run.add_argument("--num-procs", type=positive_whole_number, metavar="N",
                      help="start N ranks with mpirun")  # fmt: skip
-    run.add_argument("--num-timesteps", type=positive_whole_number, default=num_timesteps,
+    run.add_argument("--num-timesteps", type=whole_number_from_0, default=num_timesteps,
                      metavar="N", help="end after N steps over all ranks")  # fmt: skip
     run.add_argument("--max-episodes", type=positive_whole_number, metavar="N",
                      help="end after N episodes over all ranks instead")  # fmt: skip
@@ -220,6 +222,19 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
                         help="resume although flags differ from the saved")  # fmt: skip
     saving.add_argument("--stall-timeout", type=number_from_0, default=600.0, metavar="X",
                         help="end after X s without progress; 0: never")  # fmt: skip
+    policy = parser.add_argument_group("policy")
+    policy.add_argument("--save-path", metavar="FILE", help="save the trained policy")
+    policy.add_argument("--load-path", metavar="PATH",
+                        help="begin with a saved policy, run or dump")  # fmt: skip
+    policy.add_argument("--evaluate", type=positive_whole_number, metavar="N",
+                        help="then play N episodes; print a table")  # fmt: skip
+    policy.add_argument("--json", metavar="FILE", help="write that evaluation here")
+    policy.add_argument("--video", metavar="FILE", help="then record an episode: .mp4 or .gif")
+    policy.add_argument("--video-steps", type=positive_whole_number, metavar="N",
+                        help="record N steps instead")  # fmt: skip
+    policy.add_argument("--play", action="store_true", help="then show it in a window")
+    policy.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True,
+                        help="likeliest action, or sampled")  # fmt: skip
     return parser, run
 
 
@@ -236,6 +251,7 @@ def atari_arg_parser() -> ArgumentParser:
     parser, run = _arg_parser(env="PongNoFrameskip-v4", num_timesteps=10_000_000)
     run.add_argument("--timesteps-factor", type=positive_number, default=1.1, metavar="X",
                      help="factor on --num-timesteps")  # fmt: skip
+    parser.set_defaults(deterministic=False)
     return parser
 
 
@@ -306,16 +322,19 @@ def _parse_args(
 ) -> argparse.Namespace:
     # The preset decides the defaults, those that --help shows too, so it must be known first.
     first = ArgumentParser(prog=parser.prog, add_help=False)
-    first.add_argument("--preset", choices=list(presets), default=parser.get_default("preset"))
-    preset = first.parse_known_args(argv)[0].preset
-    parser.set_defaults(**presets[preset])
+    first.add_argument("--preset", choices=list(presets))
+    first.add_argument("--load-path")
+    known = first.parse_known_args(argv)[0]
+    loaded, settings = _read_policy(parser, known.load_path, presets)
+    preset = known.preset or settings.get("preset") or parser.get_default("preset")
+    parser.set_defaults(**{**presets[preset], **settings, "preset": preset})
     parser.description = f"In parentheses: what holds if not given, here with --preset {preset}."
     num_timesteps = int(parser.get_default("num_timesteps"))
     parser.set_defaults(num_timesteps=num_timesteps)
     if not {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
         parser.set_defaults(num_timesteps=None)  # to tell whether it is given
     args = parser.parse_args(argv)
-    args.checkpoint = None
+    args.checkpoint, args.loaded = None, loaded
     if args.resume is not None:
         _take_saved_arguments(parser, args, argv)
     if args.checkpoint is None:
@@ -329,8 +348,14 @@ def _settle_limit(parser: ArgumentParser, args: argparse.Namespace, num_timestep
     limits = [flag(name) for name in LIMITS if getattr(args, name) is not None]
     if len(limits) > 1:
         parser.error(f"give one limit, not both {' and '.join(limits)}")
+    shows = args.play or args.video or args.evaluate
     if not limits:
-        args.num_timesteps = num_timesteps
+        args.num_timesteps = 0 if args.loaded is not None and shows else num_timesteps
+    elif args.num_timesteps == 0 and not (shows or args.save_path):
+        parser.error(
+            "argument --num-timesteps: need a whole number above 0, or 0 for "
+            "--play, --video, --evaluate or --save-path alone"
+        )
     elif args.num_timesteps is None:
         schedules = ("schedule", "clip_schedule")
         annealed = [flag(name) for name in schedules if getattr(args, name, None) == "linear"]
@@ -342,6 +367,22 @@ def _settle_limit(parser: ArgumentParser, args: argparse.Namespace, num_timestep
             )
     for name in LIMITS:
         setattr(args, name, getattr(args, name) or 0)
+
+
+def _read_policy(
+    parser: ArgumentParser, path: str | None, presets: Iterable[str]
+) -> tuple[SavedPolicy | None, dict[str, Any]]:
+    """Return what the file of --load-path holds, and the settings that come with it."""
+    if path is None:
+        return None, {}
+    try:
+        saved = read_policy(Path(path))
+    except CheckpointError as error:
+        parser.error(str(error))
+    preset = saved.settings.get("preset")
+    if preset is not None and preset not in presets:
+        parser.error(f"{path} is a policy of preset {preset!r}, which this script does not know")
+    return saved, saved.settings
 
 
 def _take_saved_arguments(
@@ -377,7 +418,8 @@ def _take_saved_arguments(
         listed = ", ".join(f"{flag(k)} {v} (saved: {saved.get(k)})" for k, v in changed.items())
         parser.error(f"differs from the run to resume: {listed}; --override to go on")
     free = {name: value for name, value in vars(args).items() if name in FREE_ARGUMENTS}
-    vars(args).update(saved | free | changed, log_path=str(folder), checkpoint=content)
+    vars(args).update(saved | free | changed, log_path=str(folder))
+    args.checkpoint, args.loaded = content, None
 
 
 def flag(name: str) -> str:
@@ -472,8 +514,12 @@ def _import_provider(module: str, env_id: str) -> None:
         raise ValueError(f"environment {env_id!r}: {describe(error)}") from error
 
 
-def make_plain_env(env_id: str) -> gym.Env:
+def make_plain_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     """Return the environment without Gymnasium's checkers, which cost time at every step.
+
+    Args:
+        env_id: as `resolve_env_id` takes it.
+        render_mode: "rgb_array", "human" or None.
 
     Raises:
         ValueError: as `resolve_env_id`, and if a package that the environment needs is missing.
@@ -483,12 +529,15 @@ def make_plain_env(env_id: str) -> gym.Env:
         # The -v4 are what baselines' results were measured on; that there is a -v5 is no news.
         warnings.filterwarnings("ignore", message=".*out of date.*")
         try:
-            return gym.make(env_id, disable_env_checker=True)
+            mode: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+            return gym.make(env_id, disable_env_checker=True, **mode)
         except gym.error.DependencyNotInstalled as error:
             raise ValueError(f"environment {env_id!r}: {error}") from error
 
 
-def make_mujoco_env(env_id: str, seed: int | None, reward_scale: float = 1.0) -> gym.Env:
+def make_mujoco_env(
+    env_id: str, seed: int | None, reward_scale: float = 1.0, *, render_mode: str | None = None
+) -> gym.Env:
     """Return this rank's environment, monitored, and seed all generators of this rank.
 
     Args:
@@ -496,6 +545,7 @@ def make_mujoco_env(env_id: str, seed: int | None, reward_scale: float = 1.0) ->
             Discrete) come as the vectors that `gymnasium.spaces.flatten` makes of them.
         seed: the job's; this rank's is seed + 1000 * rank. None seeds nothing.
         reward_scale: multiplies the rewards outside the monitor, whose files keep the raw ones.
+        render_mode: as in `gym.make`.
 
     Differs: baselines gives every rank's environment the same seed.
 
@@ -504,7 +554,7 @@ def make_mujoco_env(env_id: str, seed: int | None, reward_scale: float = 1.0) ->
     """
     rank = MPI.COMM_WORLD.Get_rank()
     seed = offset_seed(seed, rank=rank, stride=1000)
-    env = make_plain_env(env_id)
+    env = make_plain_env(env_id, render_mode)
     space = env.observation_space
     if not isinstance(space, gym.spaces.Box):
         if not space.is_np_flattenable:
@@ -521,18 +571,21 @@ def scale_rewards(env: gym.Env, scale: float) -> gym.Env:
     return gym.wrappers.TransformReward(env, lambda reward: scale * float(reward))
 
 
-def make_robotics_env(env_id: str, seed: int | None, rank: int = 0) -> gym.Env:
+def make_robotics_env(
+    env_id: str, seed: int | None, rank: int = 0, *, render_mode: str | None = None
+) -> gym.Env:
     """Return a goal environment as vectors of `desired_goal` then `observation`, monitored.
 
     Args:
         env_id: of a goal environment, such as FetchReach-v4.
         seed: this rank's own, to which nothing is added.
         rank: names the monitor's file, which has a column `is_success`.
+        render_mode: as in `gym.make`.
 
     Raises:
         ValueError: as `make_plain_env`, and for an environment without goals.
     """
-    env = make_plain_env(env_id)
+    env = make_plain_env(env_id, render_mode)
     keys = ["observation", "desired_goal"]
     space = env.observation_space
     if not (isinstance(space, gym.spaces.Dict) and set(keys) <= set(space)):

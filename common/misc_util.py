@@ -11,6 +11,7 @@ Differs:
     - What ppo1 never calls is left out.
 """
 
+import contextlib
 import operator
 import random
 from collections.abc import Collection, Iterator
@@ -40,6 +41,17 @@ def set_global_seeds(seed: int | None) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def undisturbed_generators() -> Iterator[None]:
+    """Put NumPy's and torch's global states back, after a block that draws from them."""
+    state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        np.random.set_state(state)
 
 
 def zipsame(*seqs: Collection[Any]) -> Iterator[tuple[Any, ...]]:

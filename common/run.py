@@ -23,18 +23,19 @@ import gymnasium as gym
 import torch
 from mpi4py import MPI
 
-from common import logger
+from common import logger, play
 from common.checkpoint import (
     Checkpointer,
     StopRequested,
     checkpoint_files,
     tidy_checkpoints,
 )
-from common.cmd_util import ArgumentParser, describe, flag, parse_args
+from common.cmd_util import LIMITS, ArgumentParser, describe, flag, parse_args
 from common.env_state import get_env_state, set_env_state
 from common.launch import relaunch
 from common.monitor import find_monitor, truncate_monitor_file
 from common.mpi_util import abort_job_on_error, agree
+from common.policy_file import describe_policy, write_policy
 from common.progress import console_while_training, limits_of
 from common.watchdog import Watchdog
 
@@ -70,7 +71,7 @@ def run(
     *,
     title: str,
     resolve_id: Callable[[str], str],
-    make_env: Callable[[argparse.Namespace, int | None], gym.Env],
+    make_env: Callable[..., gym.Env],
     make_policy: Callable[[argparse.Namespace, str, gym.Space, gym.Space], torch.nn.Module],
     algorithm: Algorithm,
 ) -> None:
@@ -85,8 +86,8 @@ def run(
         argv: the command line; None is the process's own.
         title: of the run, for its folder's name.
         resolve_id: returns the environment id to make; raises ValueError for a bad one.
-        make_env: returns this rank's environment, and seeds this rank by the job's seed; None
-            seeds nothing.
+        make_env: returns this rank's environment for the arguments and the job's seed, by which
+            it seeds this rank; None seeds nothing. `render_mode=` is for --play and --video.
         make_policy: returns a policy of the given name for two spaces; raises ValueError for
             spaces that it cannot handle.
         algorithm: the module that learns, an `Algorithm`.
@@ -102,7 +103,8 @@ def run(
         args = parse_args(parser, presets, argv)
         if args.num_procs:
             check_run(parser, lambda: relaunch(args.num_procs, as_called=argv is not None))
-        checkpoint = vars(args).pop("checkpoint")
+        checkpoint, loaded = vars(args).pop("checkpoint"), vars(args).pop("loaded")
+        trains = any(getattr(args, name) for name in LIMITS)
         watchdog = start_watchdog(args.stall_timeout)
         if watchdog is not None:
             at_end.callback(watchdog.stop)
@@ -110,11 +112,15 @@ def run(
         hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}
 
         def policy_fn(name: str, ob_space: gym.Space, ac_space: gym.Space) -> torch.nn.Module:
-            return make_policy(args, name, ob_space, ac_space).to(device_of(args))
+            pi = make_policy(args, name, ob_space, ac_space).to(device_of(args))
+            if loaded is not None and name != "oldpi":
+                loaded.load_into(pi)
+            return pi
 
         def check() -> None:
             try:
-                algorithm.check_hyperparameters(hyperparameters)
+                if trains:
+                    algorithm.check_hyperparameters(hyperparameters)
             except ValueError as error:
                 names = re.compile(rf"\b({'|'.join(hyperparameters)})\b")
                 raise ValueError(names.sub(lambda m: flag(m[0]), str(error))) from error
@@ -125,10 +131,15 @@ def run(
             if checkpoint is not None:
                 check_fits(checkpoint, args, env, probe)
             env.close()
+            play.check_flags(args, make_env)
             if "tensorboard" in args.log_format:
                 importlib.import_module("tensorboard")
 
         check_run(parser, check)
+        if not trains:
+            at_end.close()
+            show_untrained(args, policy_fn, make_env)
+            return
         lock = begin_run(parser, args, argv, title=title, checkpoint=checkpoint)
         if lock is not None:
             at_end.callback(os.close, lock)
@@ -141,7 +152,7 @@ def run(
         at_end.callback(callback.checkpointer.close)
         try:
             with console_while_training(limits_of(args), quiet=args.quiet) as callback.progress:
-                algorithm.learn(
+                pi = algorithm.learn(
                     env, policy_fn, callback=callback, compile=args.compile, state=state,
                     **hyperparameters,
                 )  # fmt: skip
@@ -151,14 +162,19 @@ def run(
             callback.finish()
             outcome = "and saved" if callback.checkpointer.is_saved else "but NOT saved"
             logger.log(f"{pause}, {outcome}; go on with --resume {logger.get_dir()}")
+            pi = callback.checkpointer.local["pi"]
         except StopRequested as stop:
             logger.log(f"{stop}; go on with --resume {logger.get_dir()}")
             sys.exit(128 + stop.signum)
         callback.finish()
         env.close()
-        logger.log(f"Logged to {logger.get_dir()}")
-        logger.reset()
-        if not callback.checkpointer.is_saved:
+        folder = logger.get_dir()
+        is_saved = save_policy(args, pi) and callback.checkpointer.is_saved
+        logger.log(f"Logged to {folder}")
+        logger.reset()  # what is shown now belongs to no log
+        at_end.close()  # signals and all
+        play.show(args, pi, make_env, folder=folder)
+        if not is_saved:
             sys.exit(1)  # training is done, but what it gave is not there
 
 
@@ -223,6 +239,8 @@ class RunCallback:
     def collect(self, local: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what a checkpoint holds of this rank, and of all."""
         shared, own = self.learner_state(local)
+        if hasattr(local["pi"], "ARGUMENTS"):
+            self.checkpointer.header["policy"] = describe_policy(local["pi"])
         monitor = find_monitor(self.env)
         text_log = Path(str(logger.get_dir()), text_log_name(MPI.COMM_WORLD.Get_rank()))
         own["env"] = get_env_state(self.env)
@@ -262,6 +280,38 @@ def device_of(args: argparse.Namespace) -> torch.device:
     if index >= count:
         raise ValueError(f"--device {args.device}: this machine has {count} GPUs")
     return torch.device("cuda", index)
+
+
+def show_untrained(
+    args: argparse.Namespace, policy_fn: Callable[..., Any], make_env: Callable[..., gym.Env]
+) -> None:
+    """Do without training, and without a folder, what was asked for beside it.
+
+    Collective: every rank must call it.
+    """
+    if args.seed is None:
+        args.seed = secrets.randbelow(2**31)
+    args.seed = MPI.COMM_WORLD.bcast(args.seed)
+    env = make_env(args, args.seed)
+    pi = policy_fn("pi", env.observation_space, env.action_space)
+    env.close()
+    is_saved = save_policy(args, pi)
+    play.show(args, pi, make_env, folder=None)
+    if not is_saved:
+        sys.exit(1)
+
+
+def save_policy(args: argparse.Namespace, pi: Any) -> bool:
+    """Write the policy to --save-path, if that is given, on rank 0; return False if that fails."""
+    if args.save_path and MPI.COMM_WORLD.Get_rank() == 0:
+        path = Path(args.save_path)
+        try:
+            write_policy(path, pi, settings=vars(args), versions=package_versions())
+        except OSError as error:
+            logger.warn(f"WARNING: the policy was not written: {describe(error)}")
+            return False
+        logger.log(f"Saved the policy to {path}")
+    return True
 
 
 # ---- Before training ----------------------------------------------------------------------------

@@ -23,6 +23,8 @@ NETWORKS = {
 class CnnPolicy(TorchPolicy):
     """Convolutions without padding, ReLU, one dense layer, then logits and value."""
 
+    ARGUMENTS = ("kind",)
+
     def __init__(
         self, name: str, ob_space: gym.Space, ac_space: gym.Space, kind: str = "large"
     ) -> None:
@@ -44,6 +46,7 @@ class CnnPolicy(TorchPolicy):
             raise ValueError(
                 f"CnnPolicy needs uint8 images (height, width, channels), got {ob_space}"
             )
+        self.kind = kind
         convolutions, dense_units = NETWORKS[kind]
         height, width, channels = self.ob_shape
         self.strides = [stride for _, _, stride in convolutions]

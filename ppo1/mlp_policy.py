@@ -34,6 +34,8 @@ class MlpPolicy(TorchPolicy):
         ob_rms: the observations' `RunningMeanStd`.
     """
 
+    ARGUMENTS = ("hid_size", "num_hid_layers", "gaussian_fixed_var")
+
     def __init__(
         self,
         name: str,
@@ -53,7 +55,8 @@ class MlpPolicy(TorchPolicy):
             raise ValueError(
                 f"hid_size ({hid_size}) and num_hid_layers ({num_hid_layers}) must be at least 1"
             )
-        self.num_hid_layers = num_hid_layers
+        self.hid_size, self.num_hid_layers = hid_size, num_hid_layers
+        self.gaussian_fixed_var = gaussian_fixed_var
         self.ob_rms = RunningMeanStd(shape=self.ob_shape)
         self.fixed_var = gaussian_fixed_var and isinstance(self.pdtype, DiagGaussianPdType)
         pdparam_size = self.pdtype.param_shape()[0]

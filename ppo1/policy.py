@@ -41,9 +41,12 @@ class TorchPolicy(nn.Module):
     optimization of one segment, so that it is done once a segment rather than once a minibatch.
 
     Attributes:
+        ARGUMENTS: what the constructor takes beside name and spaces, kept under the same names,
+            for files.
         rng: the action noise's own generator; seeded from torch's.
     """
 
+    ARGUMENTS: tuple[str, ...] = ()
     recurrent = False
 
     def __init__(self, name: str, ob_space: gym.Space, ac_space: gym.Space) -> None:
@@ -151,7 +154,8 @@ class TorchPolicy(nn.Module):
             if name in given and given[name].shape != tuple(_tf_view(name, variable).shape)
         ]
         if problems:
-            raise ValueError(f"cannot load these variables: {'; '.join(problems)}")
+            more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+            raise ValueError(f"cannot load these variables: {'; '.join(problems[:4])}{more}")
         with torch.no_grad():
             for name, variable in named.items():
                 _tf_view(name, variable).copy_(torch.as_tensor(given[name]))

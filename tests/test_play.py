@@ -1,0 +1,322 @@
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+
+import run_atari
+import run_mujoco
+from common import play
+from common.cmd_util import make_mujoco_env
+from common.play import evaluate, record
+from ppo1.cnn_policy import CnnPolicy
+from ppo1.mlp_policy import MlpPolicy
+from tests.envs import Countdown
+from tests.ranks import ROOT, mpirun, on_ranks
+
+ATARI = argparse.Namespace(env="BreakoutNoFrameskip-v4", clip_rewards=True, frame_stack=4)
+
+
+def mlp(env):
+    return MlpPolicy("pi", env.observation_space, env.action_space, hid_size=8, num_hid_layers=1)
+
+
+def atari(render_mode=None):
+    """Return an environment of cut lives and clipped rewards, and a policy."""
+    env = run_atari.make_env(ATARI, None, render_mode)
+    return env, CnnPolicy("pi", env.observation_space, env.action_space, kind="small")
+
+
+# ---- Evaluation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_an_evaluation_equals_a_loop_by_hand(deterministic):
+    env = make_mujoco_env("Hopper-v4", None, reward_scale=0.1)
+    pi = mlp(env)
+    results = evaluate(pi, env, 3, seed=5, deterministic=deterministic)
+    plain = env.unwrapped
+    for number in range(3):
+        pi.rng = np.random.default_rng([1, 5 + number])
+        ob, _ = plain.reset(seed=5 + number)
+        returned, length, over = 0.0, 0, False
+        while not over:
+            ob, reward, over, _, _ = plain.step(pi.act(not deterministic, ob)[0])
+            returned, length = returned + reward, length + 1
+        assert (results.returns[number], results.lengths[number]) == (returned, length)
+    assert len(set(results.returns)) == 3
+
+
+def test_a_game_is_whole_and_its_rewards_raw():
+    env, pi = atari()
+    (returned,), (length,) = evaluate(pi, env, 1, seed=1, deterministic=False)
+    pi.rng = np.random.default_rng([1, 1])
+    env, lives, rewards, steps = atari()[0], 0, [], 0
+    game = env.unwrapped
+    step = game.step
+    game.step = lambda action: (out := step(action), rewards.append(out[1]))[0]
+    ob, _ = env.reset(seed=1)
+    del rewards[:]
+    while game.ale.lives() > 0:
+        ob, _, terminated, _, _ = env.step(pi.act(True, ob)[0])
+        steps += 1
+        if terminated:
+            lives += 1
+            if game.ale.lives() > 0:
+                ob, _ = env.reset()
+    assert lives == 5
+    assert returned == sum(rewards)
+    assert steps <= length <= steps + 3 * lives  # Monitor counts what begins a life, too
+
+
+def evaluate_on_ranks(comm):
+    env = make_mujoco_env("Hopper-v4", None)
+    np.random.seed(0)  # the same policy on all ranks
+    pi = mlp(env)
+    rng = pi.rng
+    results = evaluate(pi, env, 5, seed=2**32 - 2, deterministic=False)
+    assert pi.rng is rng
+    return results
+
+
+@pytest.mark.mpi
+def test_an_evaluation_does_not_depend_on_the_ranks():
+    (alone,) = on_ranks(1, evaluate_on_ranks)
+    assert len(set(alone.returns)) == 5
+    assert on_ranks(2, evaluate_on_ranks) == [alone] * 2
+
+
+def test_an_environment_without_a_monitor():
+    env = Countdown(3, 5, 7, truncate=True)
+    results = evaluate(mlp(env), env, 3)
+    assert results == ([3.0, 5.0, 7.0], [3, 5, 7])
+    summary = results.summary()
+    assert summary["length"] == {
+        "mean": 5.0, "standard_error": pytest.approx(2 / 3**0.5), "min": 3, "max": 7,
+    }  # fmt: skip
+    header, _, first, second = results.table().splitlines()
+    assert header.split(" | ")[1:] == [
+        name.rjust(14) for name in ("mean", "standard error", "min", "max")
+    ]
+    assert first.split() == ["return", "|", "5", "|", "1.1547", "|", "3", "|", "7"]
+    assert second.split()[0] == "length"
+    assert play.Evaluation([1.0], [1]).summary()["return"]["standard_error"] is None
+    assert play.Evaluation([1.0], [1]).table().splitlines()[2].split()[4] == "-"
+
+
+# ---- Videos -------------------------------------------------------------------------------------
+
+
+class Painted(Countdown):
+    """A Countdown that can be seen: each frame has a gray of its own."""
+
+    metadata = {"render_fps": 30}
+    render_mode = "rgb_array"
+
+    def render(self):
+        return np.full((32, 48, 3), 250 - 10 * self.left, np.uint8)
+
+
+def frames_of(path):
+    return np.stack(list(imageio.imiter(path)))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+@pytest.mark.parametrize("fps, stride", [(30, 1), (125, 3)])
+def test_a_video_decoded_again(suffix, fps, stride, tmp_path, monkeypatch):
+    monkeypatch.setitem(Painted.metadata, "render_fps", fps)
+    path = tmp_path / "new" / f"film{suffix}"
+    env = Painted(9, 4)
+    assert record(mlp(env), env, path) == -(-10 // stride)
+    frames = frames_of(path)
+    assert frames.shape == (-(-10 // stride), 32, 48, 3)
+    grays = 250 - 10 * np.arange(9, -1, -1)[::stride]
+    assert np.abs(frames.mean(axis=(1, 2, 3)) - grays).max() < 3  # what compression costs
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_video_of_a_number_of_steps_goes_on_over_episodes(tmp_path):
+    env = Painted(4)
+    assert record(mlp(env), env, tmp_path / "film.mp4", steps=10) == 3 + 10  # 3 begin
+    assert len(frames_of(tmp_path / "film.mp4")) == 13
+
+
+def test_a_video_that_fails_leaves_nothing(tmp_path):
+    def fail(ob, reward):
+        raise RuntimeError("the robot fell off the table")
+
+    env = Painted(9, faults={3: fail})
+    with pytest.raises(RuntimeError, match="fell off"):
+        record(mlp(env), env, tmp_path / "film.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_of_a_game_has_all_its_frames(tmp_path):
+    env, pi = atari("rgb_array")
+    count = record(pi, env, tmp_path / "film.mp4", steps=5, deterministic=False)
+    frames = frames_of(tmp_path / "film.mp4")
+    # A reset's frame, 1 to 30 no-ops, two actions that begin the game, and five steps, of 4 each
+    assert len(frames) == count
+    assert 1 + 1 + 4 * (2 + 5) <= count <= 1 + 30 + 4 * (2 + 5)
+    assert frames.shape[1:] == (210, 160, 3)
+    assert frames[-1].mean() > 10
+
+
+# ---- The command line ---------------------------------------------------------------------------
+
+
+TINY = ["--env", "InvertedPendulum-v4", "--hid-size", "8", "--max-iters", "1", "--seed", "3"]
+TINY += ["--schedule", "constant", "--timesteps-per-actorbatch", "64", "--optim-batchsize", "32"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return a folder with a run and the policy that it saved."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_mujoco.main([*TINY, "--log-path", str(folder / "run"), "--save-path",
+                     str(folder / "policy"), "--evaluate", "3"])  # fmt: skip
+    return folder
+
+
+def test_training_then_evaluating_is_evaluating_the_run_or_its_policy(trained, tmp_path, capsys):
+    want = json.loads((trained / "run" / "evaluation.json").read_text())
+    assert (want["env"], want["seed"], want["policy"]) == ("InvertedPendulum-v4", 3, None)
+    assert len(want["returns"]) == len(want["lengths"]) == want["episodes"] == 3
+    assert want["return"]["mean"] == np.mean(want["returns"])
+    assert (trained / "run" / "0.monitor.csv").read_text().count("\n") > 2 + 3
+    files = sorted(path.name for path in trained.rglob("*"))
+    for source in ("run", "policy"):
+        path = tmp_path / f"{source}.json"
+        run_mujoco.main(["--load-path", str(trained / source), "--seed", "3",
+                         "--evaluate", "3", "--json", str(path)])  # fmt: skip
+        got = json.loads(path.read_text())
+        assert got == want | {"policy": str(trained / source)}
+        out = capsys.readouterr().out
+        assert "3 episodes of InvertedPendulum-v4, deterministic, from seed 3" in out
+        assert "Logg" not in out
+    assert sorted(path.name for path in trained.rglob("*")) == files
+
+
+def test_training_begins_with_a_loaded_policy(trained, tmp_path, capsys):
+    run_mujoco.main(["--load-path", str(trained / "policy"), "--num-timesteps", "0",
+                     "--save-path", str(tmp_path / "again")])  # fmt: skip
+    import ppo1
+
+    one, two = (ppo1.load_policy(path) for path in (trained / "policy", tmp_path / "again"))
+    np.testing.assert_equal(one.variables(), two.variables())
+    run_mujoco.main([*TINY, "--load-path", str(trained / "policy"), "--optim-stepsize", "1e-9",
+                     "--log-path", str(tmp_path / "run")])  # fmt: skip
+    three = ppo1.load_policy(tmp_path / "run").variables()
+    count = one.variables()["obfilter/count"]
+    assert three["obfilter/count"] == pytest.approx(count + 64)
+    np.testing.assert_allclose(three["pol/fc1/kernel"], one.variables()["pol/fc1/kernel"], 0, 1e-6)
+    assert (tmp_path / "run" / "progress.csv").exists()
+
+
+BAD = {
+    "--load-path nowhere --play": "cannot read policy nowhere: No such file or directory",
+    "--load-path setup.py": "setup.py is neither a policy nor variables: no such format is known",
+    "--load-path {policy} --env Hopper-v4": "for observations Box(4,), this environment's are Box(",
+    "--load-path {policy} --hid-size 9": "does not fit: cannot load these variables: vf/fc1/kernel",
+    "--load-path {run} --hid-size 9": "does not fit: the saved network has",
+    "--play": "--play needs a display, and DISPLAY is not set; --video needs none",
+    "--load-path {policy} --play": "--play needs a display",
+    "--video film.avi": "--video film.avi: need a name that ends in .mp4 or .gif",
+    "--video setup.py/film.mp4": "cannot write setup.py/film.mp4: Not a directory",
+    "--video /proc/film.mp4": "cannot write /proc/film.mp4: No such file or directory",
+    "--save-path tests": "cannot write tests: Is a directory",
+    "--json there": "--json is where the results of --evaluate go: give that, too",
+    "--video-steps 3": "--video-steps is for --video: give that, too",
+    "--evaluate 0": "argument --evaluate: need a whole number above 0, got '0'",
+    "--env tests.envs:toy/raises-v0 --video film.mp4": "does not render: ",
+}
+
+
+@pytest.mark.parametrize("command", BAD)
+def test_bad_input_ends_before_training(command, trained, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    before = set(ROOT.iterdir())
+    with pytest.raises(SystemExit) as leave:
+        run_mujoco.main(command.format(policy=trained / "policy", run=trained / "run").split())
+    out, err = capsys.readouterr()
+    assert (leave.value.code, out, err.count("\n")) == (2, "", 1)
+    assert BAD[command] in err
+    assert set(ROOT.iterdir()) == before
+
+
+def test_a_policy_of_the_other_script(trained, capsys):
+    with pytest.raises(SystemExit) as leave:
+        run_atari.main(["--load-path", str(trained / "policy")])
+    assert leave.value.code == 2
+    assert "a policy of preset 'mujoco', which this script does not know" in capsys.readouterr().err
+
+
+def test_a_display_that_is_not_there(monkeypatch, capsys):
+    monkeypatch.setenv("DISPLAY", ":12345")
+    with pytest.raises(ValueError, match="--play: cannot open a window on display ':12345'"):
+        play.check_display()
+
+
+def test_no_renderer_at_all(monkeypatch):
+    monkeypatch.setattr(play, "GL_TEST", "import no_such_module_as_{}")
+    with pytest.raises(ValueError, match="neither by EGL nor by OSMesa .*apt-get install"):
+        play.find_renderer()
+
+
+def renders():
+    command = [sys.executable, "-c", play.GL_TEST.format("egl")]
+    env = {**os.environ, "MUJOCO_GL": "egl"}
+    return subprocess.run(command, env=env, capture_output=True).returncode == 0
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(not renders(), reason="MuJoCo does not render by EGL here")
+def test_a_robot_is_filmed_without_a_display(trained, tmp_path):
+    film = tmp_path / "film.mp4"
+    done = mpirun(
+        2, str(ROOT / "run_mujoco.py"), "--load-path", str(trained / "policy"), "--video",
+        str(film), "--video-steps", "4", cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    count = int(done.stdout.split()[-2])
+    assert done.stdout == f"Wrote {film}: {count} frames\n"
+    frames = frames_of(film)
+    assert len(frames) == count >= 5
+    assert frames.shape[1:] == (480, 480, 3)
+    assert frames.std() > 10
+    assert [path for path in tmp_path.iterdir() if path != film] == []
+
+
+class Window(Painted):
+    """Closes its window after some steps."""
+
+    def __init__(self, *lengths, closed_after):
+        super().__init__(*lengths)
+        self.closed_after = closed_after
+
+
+def test_playing_ends_when_the_window_is_closed(monkeypatch, capsys):
+    env = Window(4, closed_after=10)
+    monkeypatch.setattr(
+        play, "window_is_closed", lambda env: env.unwrapped.steps >= env.unwrapped.closed_after
+    )
+    play.play(mlp(env), env)
+    assert capsys.readouterr().out.splitlines() == [
+        "Episode 0: return 4, 4 steps", "Episode 1: return 4, 4 steps",
+        "Episode 2: return 2, 2 steps",
+    ]  # fmt: skip
+    assert env.steps == 10
+
+
+def test_files_are_found_writable_without_a_trace(tmp_path):
+    play.check_writable(tmp_path / "a" / "b" / "file")
+    assert list(tmp_path.iterdir()) == []
+    assert Path("relative").parent == Path()
+    play.check_writable(Path("relative"))
