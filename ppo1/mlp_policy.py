@@ -87,7 +87,7 @@ class MlpPolicy(TorchPolicy):
         mean = torch.from_numpy(self.ob_rms.mean).to(self.device)
         std = torch.from_numpy(self.ob_rms.std).to(self.device)
         normalized = (ob.to(self.device, torch.float32) - mean) / std
-        return normalized.clamp(-OB_CLIP, OB_CLIP).reshape(len(ob), -1)
+        return normalized.clamp(-OB_CLIP, OB_CLIP).reshape(ob.shape[0], -1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, P) distribution parameters and (N,) values for normalized observations."""
