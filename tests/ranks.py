@@ -1,16 +1,15 @@
-"""Runs a test's function on several ranks, and proves that each of them came to its end."""
+"""Runs a test's function, or a command, on several ranks."""
 
-import importlib
 import os
-import pickle
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mpi4py import MPI
+
+from common.launch import run
 
 ROOT = Path(__file__).resolve().parent.parent
 OPEN_MPI = "Open MPI" in MPI.Get_library_version()
@@ -51,33 +50,11 @@ def on_ranks(
 ) -> list[Any]:
     """Return function(comm, *args) of each of `nprocs` ranks, in order of rank.
 
-    The function is one of a test module, by name; arguments and results are pickled. One rank runs
-    in a process of its own as well, so that it starts as fresh as several do.
+    One rank runs in a process of its own as well, so that it starts as fresh as several do.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "args").write_bytes(pickle.dumps(args))
-        name = f"{function.__module__}:{function.__qualname__}"
-        done = mpirun(nprocs, "-W", "error", "-m", "tests.ranks", name, folder, timeout=timeout)
-        results = []
-        for rank in range(nprocs):
-            path = Path(folder, f"result{rank}")
-            assert path.exists(), f"rank {rank} did not finish:\n{done.stdout}\n{done.stderr}"
-            results.append(pickle.loads(path.read_bytes()))
-        assert done.returncode == 0, done.stderr
-        return results
-
-
-def main() -> None:
-    from common.mpi_util import abort_job_on_error
-
-    name, folder = sys.argv[1:]
-    with abort_job_on_error():
-        module, function = name.split(":")
-        args = pickle.loads(Path(folder, "args").read_bytes())
-        result = getattr(importlib.import_module(module), function)(MPI.COMM_WORLD, *args)
-        path = Path(folder, f"result{MPI.COMM_WORLD.Get_rank()}")
-        path.write_bytes(pickle.dumps(result))
-
-
-if __name__ == "__main__":
-    main()
+    return run(
+        lambda: function(MPI.COMM_WORLD, *args),
+        nprocs,
+        env={"PYTHONWARNINGS": "error"},
+        timeout=timeout,
+    )

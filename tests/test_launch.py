@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from mpi4py import MPI
 
 from common import launch
 from common.launch import LaunchError, RankError, run
+from ppo1.mlp_policy import MlpPolicy
 from tests.ranks import ROOT, mpirun, rank_environment
 from tests.test_resume import assert_equal
 
@@ -64,6 +66,22 @@ def test_every_rank_returns(tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert sorted(out.splitlines()) == ["rank 0 prints ä", "rank 1 prints ä"]
     assert err.splitlines() == ["and warns"] * 2
+
+
+def test_a_policy_comes_back():
+    ob_space, ac_space = spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,))
+    ob = np.array([0.1, -0.2, 0.3])
+
+    def make():
+        pi = MlpPolicy("pi", ob_space, ac_space, hid_size=8, num_hid_layers=2)
+        pi.ob_rms.update(np.random.normal(size=(100, 3)))
+        return pi, pi.act(False, ob)
+
+    ((pi, (ac, vpred)),) = run(make, 1)
+    got_ac, got_vpred = pi.act(False, ob)
+    # The parameters are no longer one vector, so it may act through torch: the last bits differ
+    np.testing.assert_allclose(got_ac, ac, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(got_vpred, vpred, rtol=0, atol=1e-6)
 
 
 def test_a_rank_raises(capsys):
