@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
@@ -200,6 +201,10 @@ def _results(folder: Path, nprocs: int, returncode: int, messages: str) -> list[
         raise RankError(
             f"rank {', '.join(missing)} of {nprocs} ended without returning; exit code of mpirun "
             f"{returncode}, the last that was printed\n{messages.strip()}"
+        )
+    if returncode:
+        warnings.warn(
+            f"all ranks returned, then mpirun ended with exit code {returncode}", stacklevel=3
         )
     return [pickle.loads(path.read_bytes()) for path in paths]
 

@@ -1,5 +1,6 @@
 """Ranks from Python: what comes back, what is raised, and that nothing is left."""
 
+import atexit
 import os
 import re
 import signal
@@ -125,6 +126,15 @@ def test_a_rank_that_is_killed_ends_the_others():
         RankError, match="^rank 0, 1, 2 of 3 ended without returning; exit code of mpirun"
     ):
         run(die, 3)
+
+
+def test_a_rank_that_dies_after_it_returned_is_a_warning():
+    def compute():
+        atexit.register(os._exit, 3)
+        return 1
+
+    with pytest.warns(UserWarning, match="all ranks returned, then mpirun ended with exit code 3"):
+        assert run(compute, 1) == [1]
 
 
 def test_what_cannot_be_shipped():
