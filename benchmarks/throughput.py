@@ -605,6 +605,7 @@ def training_report(
     first_end = recorder.train[0][1] - duration([recorder.alone[0]]) - usual
     is_mlp = hasattr(args, "hid_size")
     steps = args.timesteps_per_actorbatch
+    lossandgrad = recorder.learner["lossandgrad"]
     return {
         "ranks": by_rank,
         "startup_s": first_end - spec["launched"],
@@ -613,7 +614,7 @@ def training_report(
             "preset": args.preset,
             "network": f"{args.num_hid_layers} x {args.hid_size}" if is_mlp else args.kind,
             "parameters": sum(p.numel() for p in recorder.learner["pi"].get_trainable_variables()),
-            "compiled": int(recorder.learner["lossandgrad"].compiled is not None),
+            "compiled": int(bool(lossandgrad.compiled or lossandgrad.compiled_update)),
             "steps_per_iteration": steps,
             "updates_per_iteration": args.optim_epochs * (steps // args.optim_batchsize),
             "threads": torch.get_num_threads(),

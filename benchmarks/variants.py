@@ -40,18 +40,9 @@ class TorchAdam(MpiAdam):
     epsilon growing to the full one within some thousand updates.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what `MpiAdam` takes."""
-        super().__init__(*args, **kwargs)
-        self.full_epsilon = self.epsilon
-
-    def update(self, localg: Any, stepsize: float) -> None:
-        """Take one step, with this update's epsilon."""
-        self.epsilon = self.full_epsilon * math.sqrt(1 - self.beta2 ** (self.t + 1))
-        super().update(localg, stepsize)
-
-    def compile(self) -> None:
-        """Stay in NumPy: a compiled step would keep the epsilon that it was compiled with."""
+    def _coefficients(self, stepsize: float) -> tuple[float, float]:
+        a, epsilon = super()._coefficients(stepsize)
+        return a, epsilon * math.sqrt(1 - self.beta2 ** (self.t + 1))
 
 
 def segments_with_logp(

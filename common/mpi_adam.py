@@ -6,7 +6,8 @@ non-finite gradient and drifting ranks are errors raised on every rank together.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class MpiAdam:
         self.t = 0
         # The ranks meet in host memory: the parameters themselves, or the copy of those on a GPU.
         self._host_theta: NDArray[np.float32] = self.theta.cpu().numpy()
-        self._step = self._step_in_numpy
+        self._step: Callable[[float, NDArray[np.float32]], Any] = self._step_in_numpy
         self._scratch = np.empty((2, min(CHUNK, len(self.m))), dtype=np.float32)
 
     def update(self, localg: NDArray[np.float32] | torch.Tensor, stepsize: float) -> None:
@@ -104,10 +105,8 @@ class MpiAdam:
             was_finite = True
         if not _is_finite(gradient):
             self._raise_not_finite(was_finite)
+        self._step(stepsize, gradient)
         self.t += 1
-        # Python floats: a NumPy float64 scalar would turn the float32 products into float64.
-        a = float(stepsize) * math.sqrt(1 - self.beta2**self.t) / (1 - self.beta1**self.t)
-        self._step(gradient, a)
         self._to_device()
 
     def compile(self) -> None:
@@ -116,27 +115,100 @@ class MpiAdam:
         Raises:
             Exception: whatever keeps it from being compiled; the step in NumPy then stays.
         """
-        state = [torch.from_numpy(vector) for vector in (self._host_theta, self.m, self.v)]
 
         def step(
-            theta: torch.Tensor, m: torch.Tensor, v: torch.Tensor, g: torch.Tensor, a: torch.Tensor
-        ) -> tuple[torch.Tensor]:
-            new_m = self.beta1 * m + (1 - self.beta1) * g
-            new_v = self.beta2 * v + (1 - self.beta2) * (g * g)
-            theta.add_(new_m * -a / (new_v.sqrt() + self.epsilon))
-            m.copy_(new_m)
-            v.copy_(new_v)
-            return (a,)  # something must be returned
+            theta: torch.Tensor, m: torch.Tensor, v: torch.Tensor, coefficients: torch.Tensor,
+            g: torch.Tensor,
+        ) -> tuple[torch.Tensor]:  # fmt: skip
+            moved = self._moved(theta, m, v, coefficients, g)
+            for old, new in zip((theta, m, v), moved, strict=True):
+                old.copy_(new)
+            return (coefficients,)  # something must be returned
 
-        examples = [tensor.clone() for tensor in (*state, state[0])]
-        compiled = compile_function(step, *examples, torch.tensor(0.0))
+        compiled = self._compile(step, torch.zeros_like(self.theta, device="cpu"))
+        self._step = lambda stepsize, gradient: compiled(stepsize, torch.from_numpy(gradient))
 
-        def compiled_step(gradient: NDArray[np.float32], a: float) -> None:
-            compiled(*state, torch.from_numpy(gradient), torch.tensor(a, dtype=torch.float32))
+    def compile_with_gradient(
+        self, function: Callable[..., tuple[Any, torch.Tensor]], *example: torch.Tensor
+    ) -> Callable[..., Any]:
+        """Return one compiled function that computes a gradient and takes the step, on one rank.
 
-        self._step = compiled_step
+        It spares a call of compiled code and the passage through NumPy.
 
-    def _step_in_numpy(self, gradient: NDArray[np.float32], a: float) -> None:
+        Args:
+            function: (theta, *example) to (result, gradient (P,)).
+            example: tensors, of whose shapes and dtypes all later ones must be.
+
+        Returns:
+            (stepsize, *arguments) to the result. Raises CollectiveError as `update` does.
+
+        Raises:
+            ValueError: where there are several ranks, or the parameters are on another device.
+            Exception: whatever keeps it from being compiled.
+        """
+        if self.comm.Get_size() > 1 or self.theta.device.type != "cpu":
+            raise ValueError("gradients that are reduced, or on a GPU, need a step of their own")
+
+        def step(
+            theta: torch.Tensor, m: torch.Tensor, v: torch.Tensor, coefficients: torch.Tensor,
+            *arguments: torch.Tensor,
+        ) -> tuple[Any, torch.Tensor]:  # fmt: skip
+            result, g = function(theta, *arguments)
+            is_finite = g.isfinite().all()
+            moved = self._moved(theta, m, v, coefficients, g)
+            for old, new in zip((theta, m, v), moved, strict=True):
+                old.copy_(torch.where(is_finite, new, old))
+            return result, is_finite
+
+        compiled = self._compile(step, *example)
+
+        def update(stepsize: float, *arguments: torch.Tensor) -> Any:
+            result, is_finite = compiled(stepsize, *arguments)
+            if not is_finite:
+                self._raise_not_finite(was_finite=True)
+            self.t += 1
+            return result
+
+        return update
+
+    def _compile(
+        self, step: Callable[..., tuple[Any, ...]], *example: torch.Tensor
+    ) -> Callable[..., tuple[Any, ...]]:
+        state = [torch.from_numpy(vector) for vector in (self._host_theta, self.m, self.v)]
+        numbers = np.zeros(2, dtype=np.float32)
+        coefficients = torch.from_numpy(numbers)
+        copies = [tensor.clone() for tensor in state]
+        compiled = compile_function(step, *copies, coefficients, *example)
+
+        def call(stepsize: float, *arguments: torch.Tensor) -> tuple[Any, ...]:
+            numbers[:] = self._coefficients(stepsize)
+            return compiled(*state, coefficients, *arguments)
+
+        return call
+
+    def _coefficients(self, stepsize: float) -> tuple[float, float]:
+        """Return a and epsilon of the next update."""
+        t = self.t + 1
+        # Python floats: a NumPy float64 scalar would turn the float32 products into float64.
+        a = float(stepsize) * math.sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
+        return a, self.epsilon
+
+    def _moved(
+        self,
+        theta: torch.Tensor,
+        m: torch.Tensor,
+        v: torch.Tensor,
+        coefficients: torch.Tensor,
+        g: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what theta, m and v become."""
+        a, epsilon = coefficients.unbind()
+        m = self.beta1 * m + (1 - self.beta1) * g
+        v = self.beta2 * v + (1 - self.beta2) * (g * g)
+        return theta + m * -a / (v.sqrt() + epsilon), m, v
+
+    def _step_in_numpy(self, stepsize: float, gradient: NDArray[np.float32]) -> None:
+        a, epsilon = self._coefficients(stepsize)
         for start in range(0, len(self.m), CHUNK):
             chunk = slice(start, start + CHUNK)
             g, m, v = gradient[chunk], self.m[chunk], self.v[chunk]
@@ -145,7 +217,7 @@ class MpiAdam:
             m += np.multiply(g, 1 - self.beta1, out=left)
             v *= self.beta2
             v += np.multiply(np.multiply(g, g, out=left), 1 - self.beta2, out=left)
-            np.add(np.sqrt(v, out=left), self.epsilon, out=left)
+            np.add(np.sqrt(v, out=left), epsilon, out=left)
             np.divide(np.multiply(m, -a, out=right), left, out=right)
             self._host_theta[chunk] += right
 
@@ -196,6 +268,6 @@ class MpiAdam:
 
 
 def _is_finite(vector: NDArray[np.float32]) -> bool:
-    # The sum of squares tells in the usual case; it may overflow where every number is finite.
-    with np.errstate(over="ignore"):
-        return math.isfinite(vector.dot(vector)) or bool(np.isfinite(vector).all())
+    # The sum of squares tells in the usual case; it may overflow where every number is finite, of
+    # which `vdot`, unlike `dot`, does not warn.
+    return math.isfinite(np.vdot(vector, vector)) or bool(np.isfinite(vector).all())

@@ -110,7 +110,7 @@ class MlpPolicy(TorchPolicy):
 
         A single observation through torch costs several times as much as the arithmetic.
         """
-        if self._views_at != [weight.data_ptr() for weight in self._weights]:
+        if self._views_at != list(map(Tensor.data_ptr, self._weights)):
             self._view_parameters()
         if self._towers is None:
             return super().act(stochastic, ob)
@@ -124,7 +124,7 @@ class MlpPolicy(TorchPolicy):
         for *hidden, (final, _, _) in self._towers:
             h = self._input
             for matrix, units, units_and_one in hidden:
-                np.dot(h, matrix, out=units)
+                h.dot(matrix, units)
                 np.tanh(units, out=units)
                 h = units_and_one
             outputs.append(h.dot(final))
@@ -139,7 +139,7 @@ class MlpPolicy(TorchPolicy):
         A bias follows its kernel in the flat vector, so the two are one matrix of a row more, and
         a vector with a 1 at its end gets both in one product.
         """
-        self._views_at = [weight.data_ptr() for weight in self._weights]
+        self._views_at = list(map(Tensor.data_ptr, self._weights))
         weights = self.weights
         layers = [f"fc{i + 1}" for i in range(self.num_hid_layers)] + ["final"]
         self._towers: list[list[Layer]] | None = [[], []]

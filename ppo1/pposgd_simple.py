@@ -12,7 +12,7 @@ import numbers
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -254,6 +254,8 @@ class LossAndGrad:
         self.gradient = torch.zeros_like(theta)
         self.views = self.layout.views(self.gradient)
         self.compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self.compiled_update: Callable[..., Tensor] | None = None
+        self.compiled_for = (0, 0)
 
     def __call__(self, columns: Batch, rows: Tensor, clip_param: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses (5,) and the gradient (P,), which the next call may write anew.
@@ -265,7 +267,7 @@ class LossAndGrad:
             rows: (N,) int64, the minibatch.
             clip_param: ().
         """
-        if self.compiled is not None and self.compiled_for == (len(columns["ac"]), len(rows)):
+        if self.compiled is not None and self._is_compiled_for(columns, rows):
             return self.compiled(self.theta, clip_param, rows, *columns.values())
         total, losses = self._losses(self.network, select(columns, rows), clip_param)
         # An unused parameter's gradient is zero, as in TensorFlow's flatgrad.
@@ -280,6 +282,19 @@ class LossAndGrad:
         """Return the losses (5,) alone; arguments as above."""
         return self._losses(self.network, select(columns, rows), clip_param)[1]
 
+    def update(
+        self, adam: MpiAdam, stepsize: float, columns: Batch, rows: Tensor, clip_param: Tensor
+    ) -> Tensor:
+        """Take one step on a minibatch and return its losses (5,); arguments as above.
+
+        Collective: every rank must call it.
+        """
+        if self.compiled_update is not None and self._is_compiled_for(columns, rows):
+            return self.compiled_update(stepsize, clip_param, rows, *columns.values())
+        losses, gradient = self(columns, rows, clip_param)
+        adam.update(gradient, stepsize)
+        return losses
+
     def compile(self, columns: Batch, rows: Tensor, clip_param: Tensor) -> None:
         """Compile losses and gradient into one function of the flat vector and a minibatch.
 
@@ -288,17 +303,38 @@ class LossAndGrad:
         Raises:
             Exception: whatever keeps the policy from being compiled; the eager path then stays.
         """
+        function = self._function_of_theta(list(columns))
+        self.compiled = compile_function(function, self.theta, clip_param, rows, *columns.values())
+        self.compiled_for = len(columns["ac"]), len(rows)  # segments of other lengths stay eager
+
+    def compile_update(
+        self, adam: MpiAdam, columns: Batch, rows: Tensor, clip_param: Tensor
+    ) -> None:
+        """Compile losses, gradient and Adam's step into one function: faster still, on one rank.
+
+        Arguments and errors are those of `compile`.
+        """
+        function = self._function_of_theta(list(columns))
+        self.compiled_update = adam.compile_with_gradient(
+            function, clip_param, rows, *columns.values()
+        )
+        self.compiled_for = len(columns["ac"]), len(rows)
+
+    def _is_compiled_for(self, columns: Batch, rows: Tensor) -> bool:
+        return self.compiled_for == (len(columns["ac"]), len(rows))
+
+    def _function_of_theta(self, names: Sequence[str]) -> Callable[..., tuple[Tensor, Tensor]]:
         if hasattr(self.pi, "ob_rms") and self.network is not self.pi:
             raise TypeError(f"the statistics of {type(self.pi).__name__} would be frozen")
-        network, names = functional_network(self.network, self.parameters)
+        network, weight_names = functional_network(self.network, self.parameters)
 
         def losses_and_gradient(
             theta: Tensor, clip_param: Tensor, rows: Tensor, *values: Tensor
         ) -> tuple[Tensor, Tensor]:
-            batch = select(dict(zip(columns, values, strict=True)), rows)
+            batch = select(dict(zip(names, values, strict=True)), rows)
 
             def total_and_losses(theta: Tensor) -> tuple[Tensor, Tensor]:
-                weights = dict(zip(names, self.layout.views(theta), strict=True))
+                weights = dict(zip(weight_names, self.layout.views(theta), strict=True))
                 return self._losses(lambda ob: network(weights, ob), batch, clip_param)
 
             gradient, (total, losses) = torch.func.grad_and_value(total_and_losses, has_aux=True)(
@@ -306,10 +342,7 @@ class LossAndGrad:
             )
             return losses, gradient + poison(total)
 
-        self.compiled = compile_function(
-            losses_and_gradient, self.theta, clip_param, rows, *columns.values()
-        )
-        self.compiled_for = len(columns["ac"]), len(rows)  # segments of other lengths stay eager
+        return losses_and_gradient
 
     def _losses(
         self, network: Callable[[Tensor], tuple[Tensor, Tensor]], batch: Batch, clip_param: Tensor
@@ -483,9 +516,9 @@ def learn(
             for _ in range(optim_epochs):
                 losses: list[Tensor] = []  # of this rank alone
                 for batch in d.iterate_once(batchsize):
-                    newlosses, g = lossandgrad(columns, batch["rows"], cur_clip)
-                    adam.update(g, optim_stepsize * cur_lrmult)
-                    losses.append(newlosses)
+                    stepsize = optim_stepsize * cur_lrmult
+                    rows = batch["rows"]
+                    losses.append(lossandgrad.update(adam, stepsize, columns, rows, cur_clip))
                 logger.detail(fmt_row(13, torch.stack(losses).mean(dim=0).cpu().numpy()))
 
             # All minibatches at once: the mean of equal parts' means is the mean over all rows
@@ -682,8 +715,11 @@ def compile_in_turn(
     for first in (True, False):
         if first == (machine.Get_rank() == 0):
             try:
-                lossandgrad.compile(columns, rows, clip_param)
-                adam.compile()
+                if comm.Get_size() == 1 and adam.theta.device.type == "cpu":
+                    lossandgrad.compile_update(adam, columns, rows, clip_param)
+                else:
+                    lossandgrad.compile(columns, rows, clip_param)
+                    adam.compile()
                 logger.log(f"Compiled the update in {time.time() - start:.1f} s")
             except Exception as error:
                 reason = (str(error) or repr(error)).strip().splitlines()[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from common import logger
+from common import logger, mpi_adam
 from common.distributions import CategoricalPdType, DiagGaussianPdType
 from common.monitor import Monitor
 from common.mpi_adam import MpiAdam
@@ -731,6 +731,33 @@ def test_compiled_equals_eager_for_other_rows_clip_ranges_and_weights(ac_space):
     assert gradient.isnan().all()
 
 
+def test_the_compiled_update_is_gradient_and_step_and_moves_nothing_that_is_not_finite():
+    rows, stepsizes = torch.arange(16), [3e-2, 1e-2, 3e-3]
+
+    def state(compiled):
+        np.random.seed(0)
+        torch.manual_seed(0)
+        lossandgrad, columns = lossandgrad_and_columns(gym.spaces.Box(-1, 1, (3,), np.float32))
+        adam = MpiAdam(lossandgrad.parameters, comm=MPI.COMM_SELF)
+        lossandgrad.theta = adam.theta
+        if compiled:
+            lossandgrad.compile_update(adam, columns, rows, CLIP)
+        losses = [
+            lossandgrad.update(adam, stepsize, columns, rows + 16, CLIP) for stepsize in stepsizes
+        ]
+        before = adam.getflat(), adam.m.copy(), adam.v.copy(), np.array(adam.t)
+        columns["vtarg"][20] = math.inf
+        with pytest.raises(CollectiveError, match="gradient is not finite at update 4"):
+            lossandgrad.update(adam, 1e-3, columns, rows + 16, CLIP)
+        after = adam.getflat(), adam.m, adam.v, np.array(adam.t)
+        for got, want in zip(after, before, strict=True):
+            np.testing.assert_array_equal(got, want)
+        return torch.stack(losses), *after
+
+    for got, want in zip(state(compiled=True), state(compiled=False), strict=True):
+        assert_close(got, want)
+
+
 def logged_lines(capsys):
     return capsys.readouterr().out.splitlines()
 
@@ -742,7 +769,7 @@ def test_what_cannot_be_compiled_trains_eagerly_after_one_line(broken, monkeypat
         def no_compiler(*_):
             raise RuntimeError("No working C++ compiler found\nand a long trace")
 
-        monkeypatch.setattr(pposgd_simple, "compile_function", no_compiler)
+        monkeypatch.setattr(mpi_adam, "compile_function", no_compiler)
     policy_fn = mlp if broken == "compiler" else Plain
     pi, rows = run(policy_fn=policy_fn, max_iters=2, compile=True)
     lines = [line for line in logged_lines(capsys) if "ompil" in line]
