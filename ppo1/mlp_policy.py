@@ -4,6 +4,7 @@ Source: baselines/ppo1/mlp_policy.py @ ea25b9e.
 Differs: takes observations of several dimensions too, flattened.
 """
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -61,16 +62,12 @@ class MlpPolicy(TorchPolicy):
         self.fixed_var = gaussian_fixed_var and isinstance(self.pdtype, DiagGaussianPdType)
         pdparam_size = self.pdtype.param_shape()[0]
         policy_outputs = pdparam_size // 2 if self.fixed_var else pdparam_size
-        sizes = [int(np.prod(self.ob_shape))] + [hid_size] * num_hid_layers
+        sizes = [math.prod(self.ob_shape)] + [hid_size] * num_hid_layers
         self._add_tower("vf", [*sizes, 1], final_std=1.0)
         self._add_tower("pol", [*sizes, policy_outputs], final_std=0.01)
         if self.fixed_var:
             self.register_parameter("pol/logstd", nn.Parameter(torch.zeros(1, policy_outputs)))
         flatten_parameters(self.get_trainable_variables())
-        self._input = np.ones(sizes[0] + 1, np.float32)
-        self._normalized = self._input[:-1].reshape(self.ob_shape)
-        self._ob_high = np.full_like(self._normalized, OB_CLIP)
-        self._ob_low = -self._ob_high
         self._weights = self.get_trainable_variables()  # a list: no second registration
         self._views_at: list[int] = []
 
@@ -140,6 +137,10 @@ class MlpPolicy(TorchPolicy):
         a vector with a 1 at its end gets both in one product.
         """
         self._views_at = list(map(Tensor.data_ptr, self._weights))
+        self._input = np.ones(math.prod(self.ob_shape) + 1, np.float32)
+        self._normalized = self._input[:-1].reshape(self.ob_shape)
+        self._ob_high = np.full_like(self._normalized, OB_CLIP)
+        self._ob_low = -self._ob_high
         weights = self.weights
         layers = [f"fc{i + 1}" for i in range(self.num_hid_layers)] + ["final"]
         self._towers: list[list[Layer]] | None = [[], []]

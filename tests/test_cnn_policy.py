@@ -1,3 +1,5 @@
+import copy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ import torch
 
 from common.mpi_adam import MpiAdam
 from ppo1.cnn_policy import CnnPolicy
+from ppo1.policy import TorchPolicy
 from tests.conftest import assert_close, load_golden
 
 CASES = [(kind, channels) for kind in ("small", "large") for channels in (1, 4)]
@@ -59,6 +62,33 @@ def test_flat_vector_keeps_outputs_and_channels_last_kernels(kind):
     assert kernel.is_contiguous(memory_format=torch.channels_last)
     adam.setfromflat(np.zeros_like(adam.m))
     assert not policy.pdparam_and_vpred(ob)[1].any()
+
+
+@pytest.mark.parametrize(("kind", "channels"), CASES)
+def test_acting_follows_the_parameters_wherever_they_move(kind, channels):
+    policy = make_policy(kind, channels)
+    ob = np.random.RandomState(0).randint(256, size=(84, 84, channels), dtype=np.uint8)
+
+    def check(policy=policy):
+        ac, value = policy.act(False, ob)
+        want_ac, want_value = TorchPolicy.act(policy, False, ob)
+        assert ac == want_ac
+        assert_close(value, want_value)
+        return float(value)
+
+    values = [check()]
+    adam = MpiAdam(policy.get_trainable_variables())
+    assert_close(values[0], check())
+    adam.setfromflat(adam.getflat() * 1.1)
+    values.append(check())
+    other = copy.deepcopy(policy)
+    MpiAdam(policy.get_trainable_variables()).setfromflat(adam.getflat() * 0.9)
+    values.append(check())
+    assert check(other) == values[1]
+    kernel = policy.get_trainable_variables()[2]
+    kernel.data = kernel.data.contiguous() * 1.1  # no longer channels-last: through torch
+    values.append(check())
+    assert len(set(values)) == 4
 
 
 def test_initial_weights_and_random_streams():
