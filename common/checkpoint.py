@@ -246,7 +246,8 @@ class Checkpointer:
         self.previous_handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, signum: int, _: FrameType | None) -> None:
-        if self.signum:  # somebody is in a hurry: the second one ends the process
+        # A second INT ends the process: somebody is in a hurry. Slurm repeats TERM as it pre-empts.
+        if self.signum and signum == signal.SIGINT:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self.signum = signum

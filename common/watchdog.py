@@ -2,21 +2,25 @@
 
 import faulthandler
 import os
+import re
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 STDERR = 2  # the file: what stands in for sys.stderr in a notebook may have none
 end_process = os._exit  # as it is at import: within a run it is taken for somebody's mistake
+LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "prted")
 
 
 class Watchdog:
     """A thread that dumps all stacks and ends the process with code 1 after a time of no progress.
 
     A rank stuck in its environment, and ranks that wait for it in a collective, are found alike;
-    the launcher then ends the other ranks. The process may be stuck where no Python thread runs
-    any more: a timer of `faulthandler`, in C, stands behind this one.
+    the launcher then ends the other ranks, or is ended itself. The process may be stuck where no
+    Python thread runs any more: a timer of `faulthandler`, in C, stands behind this one.
     """
 
     def __init__(
@@ -56,6 +60,9 @@ class Watchdog:
                 )
                 faulthandler.dump_traceback(file=STDERR)
                 sys.stdout.flush()
+                launcher = find_launcher()
+                if launcher is not None:
+                    end_stuck_launcher(launcher)
                 end_process(1)
 
     def stop(self) -> None:
@@ -63,3 +70,34 @@ class Watchdog:
         self._stopped.set()
         self._thread.join()  # or it might set the timer once more
         faulthandler.cancel_dump_traceback_later()
+
+
+def find_launcher() -> int | None:
+    """Return the process id of the `mpirun` above this process; None if this machine has none."""
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            _, name, fields = re.split(r"\((.*)\)", Path(f"/proc/{pid}/stat").read_text())
+        except OSError:  # not Linux
+            return None
+        if name in LAUNCHERS:
+            return pid
+        pid = int(fields.split()[1])  # its parent
+    return None
+
+
+def end_stuck_launcher(pid: int, *, grace_seconds: int = 5) -> subprocess.Popen[bytes]:
+    """Start a child, and return it, that kills process `pid` if it lives some seconds longer.
+
+    When a link is cut, MPICH's mpirun waits for the far side for as long as TCP does, a quarter of
+    an hour, although the ranks of this side have told it that they end.
+    """
+    wait = f"for i in $(seq {grace_seconds}); do sleep 1; kill -0 {pid} || exit; done"
+    return subprocess.Popen(
+        ["sh", "-c", f"{wait}; kill -KILL {pid}"],
+        cwd="/",
+        start_new_session=True,  # or the launcher would end it with this process
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
