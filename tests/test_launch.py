@@ -262,7 +262,7 @@ def test_an_interrupted_script_leaves_nothing(number, stubborn, seconds, tmp_pat
     ) as process:  # fmt: skip
         lines = [process.stdout.readline(), process.stdout.readline()]
         assert lines == ["[0, 2] {True}\n", "ready\n"]
-        (folder,) = files.iterdir()
+        (folder,) = files.glob("ppo1-*")  # Open MPI has files of its own
         segments = {
             Path(name) for path in folder.glob("shared*") for name in path.read_text().split()
         }
@@ -276,7 +276,7 @@ def test_an_interrupted_script_leaves_nothing(number, stubborn, seconds, tmp_pat
         time.sleep(0.05)
     assert time.monotonic() - start < seconds
     assert ranks_alive(str(folder)) == []
-    assert list(files.iterdir()) == []
+    assert list(files.glob("ppo1-*")) == []
     assert not [path for path in segments if path.exists()]
     if number == signal.SIGINT:
         assert err.splitlines()[-1] == "KeyboardInterrupt"
