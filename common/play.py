@@ -344,8 +344,8 @@ def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | 
         with contextlib.suppress(KeyboardInterrupt):
             if is_root:
                 logger.log("Playing until the window is closed, or Ctrl-C")
-                env = make_env(args, None, render_mode="human")
-                play(pi, env, **options)
+                with contextlib.closing(make_env(args, None, render_mode="human")) as env:
+                    play(pi, env, **options)
             wait_for_all(MPI.COMM_WORLD)
 
 
