@@ -31,5 +31,6 @@ setup(
         "video": ["imageio>=2.31", "imageio-ffmpeg>=0.5"],
         "export": ["onnx>=1.17", "onnxscript>=0.3"],
         "tensorboard": ["tensorboard>=2.15"],
+        "wandb": ["wandb>=0.16"],
     },
 )

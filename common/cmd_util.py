@@ -31,11 +31,15 @@ from common.mpi_util import offset_seed
 from common.policy_file import SavedPolicy, read_policy
 
 LOG_FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
-# Arguments that may differ when a run is resumed: they do not touch what is computed.
-FREE_ARGUMENTS = {
-    "resume", "override", "save_interval", "keep", "stall_timeout", "stop_timesteps", "log_format",
-    "log_path", "num_procs", "quiet", "save_path", "play", "video", "video_steps", "evaluate",
-    "json", "deterministic",
+# Arguments that may differ when a run is resumed, for they do not touch what is computed: those
+# that hold for one process alone, and those that hold on until given anew.
+PROCESS_ARGUMENTS = {
+    "resume", "override", "num_procs", "stop_timesteps", "log_path", "quiet", "save_path", "play",
+    "video", "video_steps", "evaluate", "json", "deterministic",
+}  # fmt: skip
+FREE_ARGUMENTS = PROCESS_ARGUMENTS | {
+    "save_interval", "keep", "stall_timeout", "log_format", "track", "wandb_project_name",
+    "wandb_entity",
 }  # fmt: skip
 LIMITS = ("num_timesteps", "max_episodes", "max_iters", "max_seconds")
 
@@ -75,6 +79,11 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, max_help_position=32, **kwargs)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return action.option_strings[0].replace("--", "--[no-]", 1)
+        return super()._format_action_invocation(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         hidden = any(action.default is value for value in (None, False, argparse.SUPPRESS))
@@ -205,23 +214,28 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
                      help="end after X seconds instead")  # fmt: skip
     run.add_argument("--stop-timesteps", type=positive_whole_number, metavar="N",
                      help="pause after N steps; --resume goes on")  # fmt: skip
-    run.add_argument("--log-path", metavar="DIR", default=os.environ.get("OPENAI_LOGDIR"),
-                     help="folder for all logs; new in runs/ if not given")  # fmt: skip
+    logs = parser.add_argument_group("logs")
+    logs.add_argument("--log-path", metavar="DIR", default=os.environ.get("OPENAI_LOGDIR"),
+                      help="the run's folder; new in runs/ if not given")  # fmt: skip
     formats = os.environ.get("OPENAI_LOG_FORMAT", "stdout,log,csv")
-    run.add_argument("--log-format", type=log_formats, default=formats, metavar="F,F",
-                     help=f"some of {','.join(LOG_FORMATS)}")  # fmt: skip
-    run.add_argument("--quiet", action="store_true", help="no tables and no bar on the console")
+    logs.add_argument("--log-format", type=log_formats, default=formats, metavar="F,F",
+                      help="also json, tensorboard")  # fmt: skip
+    logs.add_argument("--quiet", action="store_true", help="neither tables nor bar on the console")
+    logs.add_argument("--track", action=argparse.BooleanOptionalAction,
+                      help="send the numbers to Weights & Biases")  # fmt: skip
+    logs.add_argument("--wandb-project-name", default="ppo1", metavar="NAME", help="project there")
+    logs.add_argument("--wandb-entity", metavar="NAME", help="user or team there")
     saving = parser.add_argument_group("saving")
-    saving.add_argument("--save-interval", type=whole_number_from_0, default=50, metavar="N",
-                        help="iterations between checkpoints; 0: at the end")  # fmt: skip
-    saving.add_argument("--keep", type=positive_whole_number, default=3, metavar="N",
-                        help="checkpoints kept")  # fmt: skip
     saving.add_argument("--resume", nargs="?", const="", metavar="PATH",
                         help="go on in this run's folder, or --log-path's")  # fmt: skip
     saving.add_argument("--override", action="store_true",
                         help="resume although flags differ from the saved")  # fmt: skip
+    saving.add_argument("--save-interval", type=whole_number_from_0, default=50, metavar="N",
+                        help="iterations between saves; 0: at the end")  # fmt: skip
+    saving.add_argument("--keep", type=positive_whole_number, default=3, metavar="N",
+                        help="checkpoints kept")  # fmt: skip
     saving.add_argument("--stall-timeout", type=number_from_0, default=600.0, metavar="X",
-                        help="end after X s without progress; 0: never")  # fmt: skip
+                        help="end if stuck for X seconds; 0: never")  # fmt: skip
     policy = parser.add_argument_group("policy")
     policy.add_argument("--save-path", metavar="FILE", help="save the trained policy")
     policy.add_argument("--load-path", metavar="PATH",
@@ -417,8 +431,13 @@ def _take_saved_arguments(
     if changed and not args.override:
         listed = ", ".join(f"{flag(k)} {v} (saved: {saved.get(k)})" for k, v in changed.items())
         parser.error(f"differs from the run to resume: {listed}; --override to go on")
-    free = {name: value for name, value in vars(args).items() if name in FREE_ARGUMENTS}
-    vars(args).update(saved | free | changed, log_path=str(folder))
+    kept = {name: value for name, value in saved.items() if name not in PROCESS_ARGUMENTS}
+    free = {
+        name: value
+        for name, value in vars(given).items()
+        if value is not argparse.SUPPRESS and name in FREE_ARGUMENTS
+    }
+    vars(args).update(kept | free | changed, log_path=str(folder))
     args.checkpoint, args.loaded = content, None
 
 

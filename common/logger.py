@@ -313,13 +313,27 @@ def _csv_text(rows: Iterable[Sequence[str]]) -> str:
     return out.getvalue()
 
 
+def scalars_of(kvs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values that are numbers, and the two `charts/` by which CleanRL's tools know them.
+
+    `charts/episodic_return` is EpTrueRewMean if it is finite, else EpRewMean if that is;
+    `charts/SPS` is TimestepsPerSec.
+    """
+    scalars = {key: x for key, value in kvs.items() if (x := _number(value)) is not None}
+    for key in ("EpRewMean", "EpTrueRewMean"):  # the later one wins
+        if math.isfinite(scalars.get(key, math.nan)):
+            scalars["charts/episodic_return"] = scalars[key]
+    if "TimestepsPerSec" in scalars:
+        scalars["charts/SPS"] = scalars["TimestepsPerSec"]
+    return scalars
+
+
 class TensorBoardOutputFormat(KVWriter):
     """Every number as a TensorBoard scalar, at step TimestepsSoFar (without it, the dump's number).
 
-    Beside the keys themselves: `charts/episodic_return`, EpTrueRewMean if it is finite, else
-    EpRewMean if that is; `charts/SPS`, TimestepsPerSec. What is not a number is left out.
-    TensorBoard's own thread writes the file: when a write fails it prints its traceback too, and it
-    stays off for the rest of the run.
+    What is not a number is left out; `scalars_of` says what is added. TensorBoard's own thread
+    writes the file: when a write fails it prints its traceback too, and it stays off for the rest
+    of the run.
     """
 
     def __init__(self, dir: str | os.PathLike[str], append: bool = False) -> None:
@@ -351,13 +365,7 @@ class TensorBoardOutputFormat(KVWriter):
         """Write one iteration's numbers."""
         if not os.path.isdir(self.dir):  # as in _LineFile.write
             raise FileNotFoundError(errno.ENOENT, "the folder was deleted", self.dir)
-        scalars = {key: x for key, value in kvs.items() if (x := _number(value)) is not None}
-        for key in ("EpRewMean", "EpTrueRewMean"):  # the later one wins
-            if math.isfinite(scalars.get(key, math.nan)):
-                scalars["charts/episodic_return"] = scalars[key]
-        if "TimestepsPerSec" in scalars:
-            scalars["charts/SPS"] = scalars["TimestepsPerSec"]
-
+        scalars = scalars_of(kvs)
         self._dumps += 1
         timesteps = scalars.get("TimestepsSoFar", math.nan)
         has_timesteps = math.isfinite(timesteps)

@@ -15,7 +15,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ from common.monitor import find_monitor, truncate_monitor_file
 from common.mpi_util import abort_job_on_error, agree
 from common.policy_file import describe_policy, write_policy
 from common.progress import console_while_training, limits_of
+from common.tracking import check_tracking, track
 from common.watchdog import Watchdog
 
 STARTUP_SECONDS = 60.0  # that no stall timeout cuts short: imports may wait for a slow disk
@@ -134,6 +135,8 @@ def run(
             play.check_flags(args, make_env)
             if "tensorboard" in args.log_format:
                 importlib.import_module("tensorboard")
+            if args.track and MPI.COMM_WORLD.Get_rank() == 0:
+                check_tracking()
 
         check_run(parser, check)
         if not trains:
@@ -143,6 +146,7 @@ def run(
         lock = begin_run(parser, args, argv, title=title, checkpoint=checkpoint)
         if lock is not None:
             at_end.callback(os.close, lock)
+        at_end.enter_context(folder_in_errors())
         state, env_state = resumed_state(checkpoint)
         # A resumed run whose environments begin anew must not meet the same episodes once more.
         env = make_env(args, (args.seed + (state or {}).get("iters_so_far", 0)) % 2**32)
@@ -165,6 +169,7 @@ def run(
             pi = callback.checkpointer.local["pi"]
         except StopRequested as stop:
             logger.log(f"{stop}; go on with --resume {logger.get_dir()}")
+            logger.reset()
             sys.exit(128 + stop.signum)
         callback.finish()
         env.close()
@@ -176,6 +181,16 @@ def run(
         play.show(args, pi, make_env, folder=folder)
         if not is_saved:
             sys.exit(1)  # training is done, but what it gave is not there
+
+
+@contextlib.contextmanager
+def folder_in_errors() -> Iterator[None]:
+    """Name the run's folder in a note on an exception that passes."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"Logged to {logger.get_dir()}")
+        raise
 
 
 def start_watchdog(stall_timeout: float) -> Watchdog | None:
@@ -373,6 +388,9 @@ def begin_run(
     check_run(parser, lambda: logger.configure(args.log_path, formats, append=not is_new))
     if is_root:
         write_config(args, argv, checkpoint)
+    if args.track:
+        folder = Path(args.log_path).absolute()
+        check_run(parser, lambda: track(args, folder, append=not is_new) if is_root else None)
     ranks = f"{comm.Get_size()} rank{'s' if comm.Get_size() > 1 else ''}"
     logger.log(f"{title} on {args.env}, preset {args.preset}, {ranks}, seed {args.seed}")
     logger.log(", ".join(f"{name} {version}" for name, version in package_versions().items()))
@@ -416,6 +434,7 @@ def remove_earlier_run(folder: Path) -> None:
         *folder.glob("progress.json"),
         *folder.glob("progress.csv"),
         *folder.glob("log.txt"),
+        *folder.glob("wandb-id"),
     ):
         path.unlink()
 

@@ -94,6 +94,17 @@ def test_a_second_run_leaves_the_first_ones_files(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in files} == files
 
 
+def test_an_error_in_training_names_the_folder(tmp_path, monkeypatch):
+    def break_down(env, *args, **kwargs):
+        env.close()
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(sys.modules[__name__], "learn", break_down)
+    with pytest.raises(RuntimeError, match="broken") as caught:
+        run("--log-path", str(tmp_path / "run"))
+    assert caught.value.__notes__[-1] == f"Logged to {tmp_path}/run"
+
+
 def test_new_folders_do_not_meet(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda text: "20260102-030405")
