@@ -214,7 +214,7 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
                      help="end after X seconds instead")  # fmt: skip
     run.add_argument("--stop-timesteps", type=positive_whole_number, metavar="N",
                      help="pause after N steps; --resume goes on")  # fmt: skip
-    logs = parser.add_argument_group("logs")
+    logs = parser.add_argument_group("logs and checkpoints")
     logs.add_argument("--log-path", metavar="DIR", default=os.environ.get("OPENAI_LOGDIR"),
                       help="the run's folder; new in runs/ if not given")  # fmt: skip
     formats = os.environ.get("OPENAI_LOG_FORMAT", "stdout,log,csv")
@@ -225,17 +225,16 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
                       help="send the numbers to Weights & Biases")  # fmt: skip
     logs.add_argument("--wandb-project-name", default="ppo1", metavar="NAME", help="project there")
     logs.add_argument("--wandb-entity", metavar="NAME", help="user or team there")
-    saving = parser.add_argument_group("saving")
-    saving.add_argument("--resume", nargs="?", const="", metavar="PATH",
-                        help="go on in this run's folder, or --log-path's")  # fmt: skip
-    saving.add_argument("--override", action="store_true",
-                        help="resume although flags differ from the saved")  # fmt: skip
-    saving.add_argument("--save-interval", type=whole_number_from_0, default=50, metavar="N",
-                        help="iterations between saves; 0: at the end")  # fmt: skip
-    saving.add_argument("--keep", type=positive_whole_number, default=3, metavar="N",
-                        help="checkpoints kept")  # fmt: skip
-    saving.add_argument("--stall-timeout", type=number_from_0, default=600.0, metavar="X",
-                        help="end if stuck for X seconds; 0: never")  # fmt: skip
+    logs.add_argument("--resume", nargs="?", const="", metavar="PATH",
+                      help="go on in this run's folder, or --log-path's")  # fmt: skip
+    logs.add_argument("--override", action="store_true",
+                      help="resume although flags differ from the saved")  # fmt: skip
+    logs.add_argument("--save-interval", type=whole_number_from_0, default=50, metavar="N",
+                      help="iterations between saves; 0: at the end")  # fmt: skip
+    logs.add_argument("--keep", type=positive_whole_number, default=3, metavar="N",
+                      help="checkpoints kept")  # fmt: skip
+    logs.add_argument("--stall-timeout", type=number_from_0, default=600.0, metavar="X",
+                      help="end if stuck for X seconds; 0: never")  # fmt: skip
     policy = parser.add_argument_group("policy")
     policy.add_argument("--save-path", metavar="FILE", help="save the trained policy")
     policy.add_argument("--load-path", metavar="PATH",
