@@ -159,6 +159,7 @@ def record(
     import imageio
 
     env = _monitored(env)
+    follow_robot(env)
     fps = frames_per_second(env)
     stride = math.ceil(fps / MAX_FPS[path.suffix])
     if path.suffix == ".gif":
@@ -193,6 +194,7 @@ def play(pi: Any, env: gym.Env, *, seed: int = 0, deterministic: bool = True) ->
         deterministic: take the likeliest action rather than a sample.
     """
     env = _monitored(env)
+    follow_robot(env)
     number = 0
     while not window_is_closed(env):
         episode = play_episode(
@@ -417,6 +419,21 @@ def window_is_closed(env: gym.Env) -> bool:
             return not (glfw.get_time() and not glfw.window_should_close(viewer.window))
     pygame = sys.modules.get("pygame")
     return bool(pygame and pygame.display.get_init() and pygame.event.peek(pygame.QUIT))
+
+
+def follow_robot(env: gym.Env) -> None:
+    """Have MuJoCo's camera go with a robot whose model has a camera for that, named "track"."""
+    renderer: Any = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is None:
+        return
+    import mujoco
+
+    camera = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+    if camera >= 0:
+        renderer.camera_id = camera  # of images; a window has a camera of its own
+        body = int(renderer.model.cam_bodyid[camera])
+        tracking = {"type": int(mujoco.mjtCamera.mjCAMERA_TRACKING), "trackbodyid": body}
+        renderer.default_cam_config = {**(renderer.default_cam_config or {}), **tracking}
 
 
 def _insert_recorder(env: Any, stride: int, write: Callable[[Any], object]) -> FrameRecorder:

@@ -328,3 +328,12 @@ def test_files_are_found_writable_without_a_trace(tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert Path("relative").parent == Path()
     play.check_writable(Path("relative"))
+
+
+def test_the_camera_goes_with_the_robot():
+    env = make_mujoco_env("Hopper-v4", None)
+    play.follow_robot(env)
+    renderer = env.unwrapped.mujoco_renderer
+    assert env.unwrapped.model.camera(renderer.camera_id).name == "track"
+    assert renderer.default_cam_config["trackbodyid"] == env.unwrapped.model.body("torso").id
+    play.follow_robot(Countdown(1))  # has none
