@@ -22,7 +22,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import gymnasium as gym
@@ -261,6 +261,15 @@ def find_monitor(env: Any) -> Monitor | None:
     while env is not None and not isinstance(env, Monitor):
         env = getattr(env, "env", None)
     return env
+
+
+def frame_counter(env: Any) -> Callable[[], int] | None:
+    """Return what counts the frames that an Atari emulator under `env` has played; else None.
+
+    No-ops at a game's start count, and a held action's every frame: what a timestep is several of.
+    """
+    emulator = getattr(getattr(env, "unwrapped", None), "ale", None)
+    return getattr(emulator, "getFrameNumber", None)
 
 
 def get_monitor_files(dir: str | os.PathLike[str]) -> list[str]:

@@ -28,7 +28,7 @@ from common.console_util import fmt_row
 from common.dataset import Dataset
 from common.distributions import PdType
 from common.math_util import explained_variance
-from common.monitor import find_monitor
+from common.monitor import find_monitor, frame_counter
 from common.mpi_adam import MpiAdam
 from common.mpi_moments import mpi_moments
 from common.mpi_util import CollectiveError, wait_for_all
@@ -452,10 +452,13 @@ def learn(
         options["carry"] = saved["carry"]
     seg_gen = traj_segment_generator(pi, env, timesteps_per_actorbatch, stochastic=True, **options)
     monitor = find_monitor(env)
+    count_frames = frame_counter(env)
 
     episodes_so_far = saved.get("episodes_so_far", 0)
     timesteps_so_far = saved.get("timesteps_so_far", 0)
     iters_so_far = saved.get("iters_so_far", 0)
+    frames_so_far = saved.get("frames_so_far", 0)
+    frames_counted = 0 if count_frames is None else count_frames()
     tstart = time.time() - saved.get("time_elapsed", 0.0)
     # Of the last 100 episodes over all ranks, as the learner sees them ...
     lenbuffer: deque[int] = deque(saved.get("lenbuffer", ()), maxlen=100)
@@ -539,8 +542,10 @@ def learn(
                 true_rets = monitor.get_episode_rewards()[episodes_monitored:]
                 true_lens = monitor.get_episode_lengths()[episodes_monitored:]
                 episodes_monitored += len(true_lens)
-            local = (seg["ep_lens"], seg["ep_rets"], true_lens, true_rets)
-            lens, rews, true_lens, true_rets = map(
+            frames = 0 if count_frames is None else count_frames() - frames_counted
+            frames_counted += frames
+            local = (seg["ep_lens"], seg["ep_rets"], true_lens, true_rets, [frames])
+            lens, rews, true_lens, true_rets, all_frames = map(
                 flatten_lists, zip(*comm.allgather(local), strict=True)
             )
             lenbuffer.extend(lens)
@@ -549,6 +554,7 @@ def learn(
             truerewbuffer.extend(true_rets)
             episodes_so_far += len(lens)
             timesteps_so_far += sum(lens)
+            frames_so_far += sum(all_frames)
             iters_so_far += 1
 
             logger.record_tabular("EpLenMean", mean_or_nan(lenbuffer))
@@ -558,6 +564,8 @@ def learn(
             logger.record_tabular("EpThisIter", len(lens))
             logger.record_tabular("EpisodesSoFar", episodes_so_far)
             logger.record_tabular("TimestepsSoFar", timesteps_so_far)
+            if count_frames is not None:
+                logger.record_tabular("FramesSoFar", frames_so_far)
             logger.record_tabular("TimeElapsed", time.time() - tstart)
             steps = len(seg["ob"]) * comm.Get_size()
             logger.record_tabular("TimestepsPerSec", steps / (time.time() - iteration_start))
@@ -577,7 +585,7 @@ def learner_state(local: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
         local: `learn`'s locals, as a callback gets them.
     """
     pi, adam, seg = local["pi"], local["adam"], local["seg"]
-    counters = ("iters_so_far", "timesteps_so_far", "episodes_so_far")
+    counters = ("iters_so_far", "timesteps_so_far", "frames_so_far", "episodes_so_far")
     buffers = ("lenbuffer", "rewbuffer", "truelenbuffer", "truerewbuffer")
     shared = {
         **{name: local[name] for name in counters},

@@ -155,7 +155,10 @@ def test_training_on_two_ranks(tmp_path):
     with open(folder / "progress.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2
-    assert set(rows[0]) == COLUMNS
+    assert set(rows[0]) == COLUMNS | {"FramesSoFar"}
+    first, second = (int(row["FramesSoFar"]) for row in rows)
+    assert second - first == 2 * 64 * 4  # of two ranks, in mid-game
+    assert 2 <= first - 2 * 64 * 4 <= 2 * (30 + 2 * 4)  # and no-ops and FIRE at the start
     for name in ("0.monitor.csv", "1.monitor.csv"):
         header, columns = Path(folder, name).read_text().splitlines()
         assert "PongNoFrameskip-v4" in header
