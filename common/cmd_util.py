@@ -123,7 +123,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print `message` on rank 0 and leave with exit code 2, on all ranks that call this."""
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        text = " ".join(message.split())  # a flag's value may hold line breaks
+        self.exit(2, f"{self.prog}: error: {text} (--help lists the flags)\n")
 
 
 def near_names(word: str, names: Iterable[str]) -> list[str]:

@@ -146,10 +146,12 @@ def run(
         lock = begin_run(parser, args, argv, title=title, checkpoint=checkpoint)
         if lock is not None:
             at_end.callback(os.close, lock)
+        at_end.callback(logger.reset)
         at_end.enter_context(folder_in_errors())
         state, env_state = resumed_state(checkpoint)
         # A resumed run whose environments begin anew must not meet the same episodes once more.
         env = make_env(args, (args.seed + (state or {}).get("iters_so_far", 0)) % 2**32)
+        at_end.callback(env.close)
         if env_state is not None:
             set_env_state(env, env_state)
         callback = RunCallback(args, env, algorithm.learner_state, watchdog)
@@ -172,12 +174,10 @@ def run(
             logger.reset()
             sys.exit(128 + stop.signum)
         callback.finish()
-        env.close()
         folder = logger.get_dir()
         is_saved = save_policy(args, pi) and callback.checkpointer.is_saved
         logger.log(f"Logged to {folder}")
-        logger.reset()  # what is shown now belongs to no log
-        at_end.close()  # signals and all
+        at_end.close()  # what is shown now belongs to no log, and signals end it
         play.show(args, pi, make_env, folder=folder)
         if not is_saved:
             sys.exit(1)  # training is done, but what it gave is not there

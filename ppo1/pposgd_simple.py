@@ -39,6 +39,7 @@ Segment = dict[str, Any]
 Batch = dict[str, Tensor]
 Callback = Callable[[dict[str, Any], dict[str, Any]], None]
 
+MAX_REWARD = float(np.finfo(np.float32).max)
 LOSS_NAMES = ["pol_surr", "pol_entpen", "vf_loss", "kl", "ent"]
 RMS_SUMS = ("runningsum", "runningsumsq", "count")
 SCHEDULES = ("constant", "linear")
@@ -88,7 +89,7 @@ def traj_segment_generator(
 
     Raises:
         ValueError: for an observation of another shape than the space's.
-        FloatingPointError: for a reward or an observation that is not finite.
+        FloatingPointError: for a reward or an observation that is not finite, a reward as float32.
     """
     if carry is None:
         ac = env.action_space.sample()  # stands as `prevac` of the very first step
@@ -139,8 +140,10 @@ def traj_segment_generator(
 
         ob, reward, terminated, truncated, _ = env.step(ac)
         rew = float(reward)
-        if not math.isfinite(rew):
-            raise FloatingPointError(f"the environment returned reward {rew} at step {i}")
+        if not abs(rew) <= MAX_REWARD:  # NaN too
+            raise FloatingPointError(
+                f"the environment returned reward {rew} at step {i}, which is no finite float32"
+            )
         rews[i] = rew
         cur_ep_ret += rew
         cur_ep_len += 1
