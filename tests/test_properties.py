@@ -118,7 +118,7 @@ def check_outcome(function, *args):
         code, _, err = call(function, *args)
     except Exception as error:
         notes = " ".join(getattr(error, "__notes__", []))
-        assert re.search(r"in iteration \d+( on rank 0)?$", notes), (error, notes)
+        assert re.search(r"in iteration \d+( on rank 0)?\b", notes), (error, notes)
         assert str(error)
         return error
     assert code in (None, 2), err
@@ -146,7 +146,10 @@ def test_any_settings_train_or_are_refused(factor, tmp_path):
         seen.add(outcome if outcome in (None, 2) else type(outcome).__name__)
 
     check()
-    assert {None, 2} <= seen <= {None, 2, "FloatingPointError", "CollectiveError"}
+    # The warning, an error here, is of Adam's second moment where float32 cannot hold it
+    assert {None, 2} <= seen <= {
+        None, 2, "FloatingPointError", "CollectiveError", "RuntimeWarning",
+    }  # fmt: skip
 
 
 # ---- Environments -------------------------------------------------------------------------------
