@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import run_mujoco
-from common.checkpoint import checkpoint_files, read_checkpoint, write_checkpoint
+from common.checkpoint import Checkpointer, checkpoint_files, read_checkpoint, write_checkpoint
 from tests.test_checkpoint import Malicious, sealed
 from tests.test_resume import assert_equal
 
@@ -150,6 +150,28 @@ def test_the_one_before_is_taken_and_gives_the_same(damage, finished, tmp_path, 
     assert "Resuming before iteration 2, exactly" in (tmp_path / "run" / "log.txt").read_text()
     assert_equal(tmp_path / "run", finished)
     assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("iteration", [0, 2])
+def test_a_signal_before_the_first_segment_costs_nothing(
+    iteration, finished, tmp_path, monkeypatch, capsys
+):
+    """It must not replace a checkpoint by one that knows less of the running episode."""
+    folder = str(tmp_path / "run")
+    if iteration:
+        shutil.copytree(finished, folder)
+        checkpoint_files(tmp_path / "run" / "checkpoints")[0].unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Checkpointer, "signum", property(lambda self: 15, lambda self, _: None), False
+        )
+        with pytest.raises(SystemExit) as leave:
+            run_mujoco.main([*RUN, "--resume", "--log-path", folder])
+    assert leave.value.code == 128 + 15
+    capsys.readouterr()
+    run_mujoco.main(["--resume", folder, "--log-format", "stdout,log,csv"])
+    assert f"Resuming before iteration {iteration}, exactly" in capsys.readouterr().out
+    assert_equal(tmp_path / "run", finished)
 
 
 def test_what_is_later_than_the_resumed_checkpoint_is_set_aside(finished, tmp_path, capsys):
