@@ -69,7 +69,9 @@ STYLE = {
 # cannot be imported without starting MPI, and some that say what others say.
 UNLABELLED = {
     "resume", "override", "save_interval", "keep", "stall_timeout", "stop_timesteps", "log_format",
-    "log_path", "num_procs", "quiet", "env", "given_env", "seed", "max_timesteps",
+    "log_path", "num_procs", "quiet", "track", "wandb_project_name", "wandb_entity", "save_path",
+    "play", "video", "video_steps", "evaluate", "json", "deterministic",
+    "env", "given_env", "seed", "max_timesteps",
 }  # fmt: skip
 
 Curve = tuple[np.ndarray, np.ndarray]  # x, ascending, and y: (N,) float64 each
