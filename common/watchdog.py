@@ -12,6 +12,7 @@ from pathlib import Path
 
 STDERR = 2  # the file: what stands in for sys.stderr in a notebook may have none
 end_process = os._exit  # as it is at import: within a run it is taken for somebody's mistake
+GRACE_SECONDS = 1.5  # for the other ranks to say where they stand: the launcher ends them next
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "prted")
 
 
@@ -59,7 +60,9 @@ class Watchdog:
                     "all stacks:\n"
                 )
                 faulthandler.dump_traceback(file=STDERR)
+                faulthandler.cancel_dump_traceback_later()
                 sys.stdout.flush()
+                time.sleep(GRACE_SECONDS)
                 launcher = find_launcher()
                 if launcher is not None:
                     end_stuck_launcher(launcher)

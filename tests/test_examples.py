@@ -52,6 +52,7 @@ def episode(pi, env, seed):
             return step
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_training_from_python(tmp_path):
     program = (EXAMPLES / "from_python.py").read_text()

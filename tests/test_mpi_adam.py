@@ -44,6 +44,7 @@ def test_one_rank_equals_baselines():
     check_golden(1, [golden_on_rank(MPI.COMM_SELF)])
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_four_ranks_equal_baselines_and_each_other_bit_for_bit():
     results = on_ranks(4, golden_on_rank)

@@ -31,6 +31,7 @@ def test_one_rank_equals_baselines():
     check_golden(1, [golden_on_rank(MPI.COMM_SELF)])
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_four_ranks_equal_baselines():
     check_golden(4, on_ranks(4, golden_on_rank))
@@ -44,7 +45,7 @@ def pooled_on_rank(comm):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_unequal_shares_equal_one_process_on_the_pooled_rows(size):
     results = on_ranks(size, pooled_on_rank)
     rms = RunningMeanStd(shape=(3,), comm=MPI.COMM_SELF)

@@ -51,6 +51,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_report_on_finished_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder / "runs"
     for seed, returns in enumerate((1000.0, 2000.0)):

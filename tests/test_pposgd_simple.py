@@ -893,7 +893,7 @@ def train_on_rank(comm):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_end_bit_equal_pool_their_episodes_and_repeat_themselves(size):
     results, again = on_ranks(size, train_on_rank), on_ranks(size, train_on_rank)
     for variables, _ in [*results, *again]:

@@ -227,7 +227,9 @@ def test_a_run_on_a_terminal_and_its_interruption(tmp_path):
     assert "Optimizing...\n" in log
 
 
-@pytest.mark.parametrize(("flags", "tables"), [([], 3), (["--quiet"], 0)])
+@pytest.mark.parametrize(
+    ("flags", "tables"), [([], 3), pytest.param(["--quiet"], 0, marks=pytest.mark.slow)]
+)
 def test_a_run_in_a_pipe(flags, tables, tmp_path):
     command = [sys.executable, str(ROOT / "run_mujoco.py"), *TINY, *flags, "--schedule", "constant",
                "--max-iters", "3"]  # fmt: skip

@@ -125,6 +125,7 @@ def test_a_signal_stops_the_run_at_the_next_iteration_saved(number, finished, tm
     assert_equal(tmp_path / "run", finished)
 
 
+@pytest.mark.slow
 def test_a_paused_run_goes_on_as_if_it_never_had(finished, tmp_path):
     """Schedules reach over --num-timesteps all the same, also when the run is paused again."""
     for flags, stops in [

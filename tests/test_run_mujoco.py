@@ -196,11 +196,17 @@ def processes_that_name(text):
         ("raises", 1, "RuntimeError: the robot fell off the table"),
         ("exits", 1, "RuntimeError: training was left by sys.exit\\(0\\)"),
         ("nan-reward", 1, "FloatingPointError: .*reward nan at step 30"),
-        ("nan-observation", 1, "FloatingPointError: .*observation.*component .* = nan at step 31"),
-        (
+        pytest.param(
+            "nan-observation",
+            1,
+            "FloatingPointError: .*observation.*component .* = nan at step 31",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             "wrong-shape",
             1,
             "ValueError: observation of shape \\(2,\\), but the space says \\(1,\\)",
+            marks=pytest.mark.slow,
         ),
         ("huge-reward", 0, "CollectiveError: the gradient is not finite \\(from rank 1\\)"),
     ],

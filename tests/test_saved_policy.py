@@ -103,7 +103,8 @@ def test_a_run_and_its_checkpoint_hold_the_policy(make, tmp_path):
     pi = make()
     adam = MpiAdam(pi.get_trainable_variables())
     local = dict.fromkeys(["lenbuffer", "rewbuffer", "truelenbuffer", "truerewbuffer"], ())
-    local |= dict.fromkeys(["iters_so_far", "timesteps_so_far", "episodes_so_far", "tstart"], 0)
+    counters = ["iters_so_far", "timesteps_so_far", "episodes_so_far", "frames_so_far", "tstart"]
+    local |= dict.fromkeys(counters, 0)
     shared, _ = learner_state(local | {"pi": pi, "adam": adam, "seg": {}})
     content = {"policy": describe_policy(pi), "shared": shared, "arguments": {"env": "X-v0"}}
     path = tmp_path / "run" / "checkpoints" / "iteration-000000007.ckpt"

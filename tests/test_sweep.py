@@ -81,6 +81,7 @@ def test_bad_input_gets_one_line(command, message, tmp_path, monkeypatch, capsys
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -70,6 +70,7 @@ def test_allreduce_and_a_peer_that_is_not_there(tmp_path: Path) -> None:
     assert rows[0]["command"].endswith("--peer sb3 --peer-python PYTHON --out CSV")
 
 
+@pytest.mark.slow
 def test_a_failing_rank_ends_the_benchmark_with_its_words(tmp_path: Path) -> None:
     done = bench("--quick", "--env", "HalfCheetahh-v4", "--ranks", "1", cwd=tmp_path)
     assert done.returncode == 1

@@ -42,6 +42,7 @@ def sent(path):
     return head.run_id, head.project, head.display_name, config, rows
 
 
+@pytest.mark.slow
 def test_a_tracked_run_and_its_resumption(tmp_path):
     pytest.importorskip("wandb")
 
@@ -81,6 +82,7 @@ def test_a_missing_wandb_is_found_before_anything_is_written(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_nobody_logged_in_is_found_before_anything_is_written(tmp_path):
     pytest.importorskip("wandb")
     command = [str(ROOT / "run_mujoco.py"), *TINY, "--track"]
