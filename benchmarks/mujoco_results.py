@@ -12,8 +12,6 @@ higher or lower.
 """
 
 import argparse
-import math
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,42 +21,43 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout tha
 
 import numpy as np
 import pandas
-from throughput_report import fill_between_markers, read_csv, table, write_csv
+from learning_report import (
+    HERE,
+    ROOT,
+    RUN_COLUMNS,
+    cells,
+    check_run,
+    is_finished,
+    provenance,
+    run_row,
+    runs_from,
+    summary,
+    thinned,
+    verdict,
+)
+from throughput_report import Row, fill_between_markers, read_csv, table, write_csv
 
 from common.monitor import LoadMonitorResultsError
 from common.plot_util import (
     Reference,
     Run,
-    bootstrap_interval,
     common_grid,
-    final_score,
     load_run,
-    mean_over_runs,
     on_grid,
     plot_curves,
-    read_config,
     save_figure,
 )
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
 ENVIRONMENTS = (
     "HalfCheetah-v4", "Hopper-v4", "Walker2d-v4", "Swimmer-v4", "Reacher-v4",
     "InvertedPendulum-v4", "InvertedDoublePendulum-v4",
 )  # fmt: skip
-POINTS = 100  # kept of a run's curve
 BASELINES = HERE / "reference" / "baselines_mujoco.csv"
 PUBLISHED = HERE / "reference" / "published_mujoco.csv"
 LEVEL = "baselines' page"  # the published source that has all environments, drawn as a level
 BEGIN = "<!-- made by mujoco_results.py from results/mujoco_*.csv: begin -->"
 END = "<!-- made by mujoco_results.py: end -->"
-RUN_COLUMNS = (
-    "env", "seed", "return_mean", "episodes", "timesteps", "seconds", "ranks", "preset", "commit",
-    "versions", "started", "command",
-)  # fmt: skip
 CURVE_COLUMNS = ("env", "seed", "timesteps", "return_mean")
-
-Row = dict[str, Any]
 
 
 def arg_parser() -> argparse.ArgumentParser:
@@ -127,7 +126,13 @@ def gather(args: argparse.Namespace) -> None:
     runs = finished_runs(args)
     if not runs:
         raise ValueError(f"no finished run in {args.out}")
-    rows = (row for run in runs for row in curve_rows(run))
+    columns = ["TimestepsSoFar", "EpTrueRewMean"]
+    rows = (
+        row
+        for run in runs
+        if run.progress is not None
+        for row in curve_rows(run.env, run.arguments["seed"], run.progress[columns].to_numpy())
+    )
     write_csv(args.report / "results" / "mujoco_runs.csv", map(run_row, runs), RUN_COLUMNS)
     write_csv(args.report / "results" / "mujoco_curves.csv", rows, CURVE_COLUMNS)
 
@@ -150,14 +155,6 @@ def folders(args: argparse.Namespace) -> list[tuple[str, int, Path]]:
     """Return environment, seed and folder of all runs, seed 0 of every environment first."""
     seeds = range(args.seeds)
     return [(env, seed, args.out / env / f"seed{seed}") for seed in seeds for env in args.env]
-
-
-def is_finished(folder: Path, num_timesteps: int) -> bool:
-    """Return whether the run has reached its number of timesteps."""
-    if not (folder / "progress.csv").exists():
-        return False
-    progress = load_run(folder).progress
-    return progress is not None and progress["TimestepsSoFar"].iloc[-1] >= num_timesteps
 
 
 def train_missing(args: argparse.Namespace) -> list[str]:
@@ -184,51 +181,15 @@ def finished_runs(args: argparse.Namespace) -> list[Run]:
     for env, seed, folder in sorted(folders(args), key=lambda job: args.env.index(job[0])):
         if is_finished(folder, args.num_timesteps):
             run = load_run(folder)
-            expected = {"env": env, "seed": seed, "preset": "mujoco", "ranks": 1}
-            found = {name: run.arguments.get(name) for name in expected}
-            if found != expected:
-                raise ValueError(f"{folder} is a run with {found}, not {expected}")
+            check_run(run, {"env": env, "seed": seed, "preset": "mujoco", "ranks": 1})
             runs.append(run)
     return runs
 
 
-def run_row(run: Run) -> Row:
-    """Return a run's row of mujoco_runs.csv."""
-    config = read_config(run.folder)
-    assert run.progress is not None
-    last = run.progress.iloc[-1]
-    words = ["python", *config["command"][1:]]
-    if "--log-path" in words:
-        words[words.index("--log-path") + 1] = "DIR"
-    return {
-        "env": run.env,
-        "seed": run.arguments["seed"],
-        "return_mean": final_score(run),
-        "episodes": int(last["EpisodesSoFar"]),
-        "timesteps": int(last["TimestepsSoFar"]),
-        "seconds": round(last["TimeElapsed"], 1),
-        "ranks": config["ranks"],
-        "preset": run.arguments["preset"],
-        "commit": re.sub(r"(\w{12})\w*", r"\1", config["git_commit"] or "unknown"),
-        "versions": ", ".join(f"{name} {x}" for name, x in config["versions"].items()),
-        "started": config["started"],
-        "command": " ".join(word.replace(f"{ROOT}/", "") for word in words),
-    }
-
-
-def curve_rows(run: Run) -> Iterable[Row]:
-    """Yield a run's rows of mujoco_curves.csv."""
-    assert run.progress is not None
-    columns = ["TimestepsSoFar", "EpTrueRewMean"]
-    yield from thinned(run.env, run.arguments["seed"], run.progress[columns].to_numpy())
-
-
-def thinned(env: str, seed: int, points: np.ndarray) -> Iterable[Row]:
-    """Yield at most POINTS evenly spaced of a curve's points, (N, 2), the last among them."""
-    count = min(POINTS, len(points))
-    for i in np.linspace(0, len(points) - 1, count).round().astype(int):
-        values = (env, seed, int(points[i, 0]), float(points[i, 1]))
-        yield dict(zip(CURVE_COLUMNS, values, strict=True))
+def curve_rows(env: str, seed: int, points: np.ndarray) -> Iterable[Row]:
+    """Yield rows of mujoco_curves.csv from timesteps and returns, (N, 2), thinned."""
+    for timesteps, return_mean in thinned(points):
+        yield dict(zip(CURVE_COLUMNS, (env, seed, int(timesteps), float(return_mean)), strict=True))
 
 
 def take_over_baselines(path: Path) -> list[Row]:
@@ -237,7 +198,7 @@ def take_over_baselines(path: Path) -> list[Row]:
     return [
         row
         for (env, seed), curve in rows.groupby(["env", "seed"])
-        for row in thinned(env, seed, curve[["TimestepsSoFar", "EpRewMean"]].to_numpy())
+        for row in curve_rows(env, seed, curve[["TimestepsSoFar", "EpRewMean"]].to_numpy())
     ]
 
 
@@ -255,14 +216,11 @@ def by_run(rows: Iterable[Row], env: str) -> dict[int, np.ndarray]:
 
 def figure(curves: Sequence[Row], baselines: Sequence[Row], published: Sequence[Row]) -> Any:
     """Return the figure: ours with a band, baselines' mean and the published level dashed."""
-    runs, references = [], []
+    references = []
     counts = {len({row["seed"] for row in baselines if row["env"] == env})
               for env in dict.fromkeys(row["env"] for row in curves)} - {0}  # fmt: skip
     many = " to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else ""
     for env in dict.fromkeys(row["env"] for row in curves):
-        for seed, points in by_run(curves, env).items():
-            data = pandas.DataFrame(points, columns=["TimestepsSoFar", "EpTrueRewMean"])
-            runs.append(Run(Path(), Path(), env, {"seed": seed}, data, label="ours"))
         theirs = [(points[:, 0], points[:, 1]) for points in by_run(baselines, env).values()]
         if theirs:
             grid = common_grid(theirs)
@@ -272,24 +230,7 @@ def figure(curves: Sequence[Row], baselines: Sequence[Row], published: Sequence[
             if row["source"] == LEVEL and row["env"] == env.partition("-")[0]:
                 label = f"{row['algorithm']} {row['versions']} (published)"
                 references.append(Reference(env, label, None, np.array([row["mean"]])))
-    return plot_curves(runs, references=references)
-
-
-def summary(scores: Sequence[float]) -> Row:
-    """Return seeds, mean, standard error (ddof 1) and the ends of the bootstrap interval."""
-    values = np.array(scores, dtype=float)
-    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    low, high = bootstrap_interval([values], mean_over_runs, resamples=20_000)
-    return {"seeds": len(values), "mean": values.mean(), "error": error, "low": low, "high": high}
-
-
-def verdict(ours: Row, theirs: Row) -> str:
-    """Return what the comparison of two intervals says; a single seed has none."""
-    if math.isnan(ours["low"]) or math.isnan(theirs["low"]):
-        return "none: one seed"
-    if ours["low"] > theirs["high"]:
-        return "higher"
-    return "lower" if ours["high"] < theirs["low"] else "agree"
+    return plot_curves(runs_from(curves, label="ours"), references=references)
 
 
 def render(rows: Sequence[Row], baselines: Sequence[Row], published: Sequence[Row]) -> str:
@@ -306,31 +247,15 @@ def render(rows: Sequence[Row], baselines: Sequence[Row], published: Sequence[Ro
         "environment", "our seeds", "ours ± standard error", "95 % interval", "baselines' seeds",
         "baselines' ppo1 ± standard error", "95 % interval", "verdict",
     )  # fmt: skip
-    commits, versions, dates = (
-        ", ".join(sorted({str(row[name])[:length] for row in rows}))
-        for name, length in (("commit", None), ("versions", None), ("started", len("2000-01-01")))
-    )
     paragraphs = [
-        f"{len(rows)} runs such as `{rows[0]['command']}`, {dates}, commit {commits}; {versions}. "
-        f"The shortest has {min(row['timesteps'] for row in rows):,} timesteps. Metric: the mean "
-        "raw return of the last 100 episodes; its mean over seeds.",
+        f"{provenance(rows)} The shortest has {min(row['timesteps'] for row in rows):,} timesteps. "
+        "Metric: the mean raw return of the last 100 episodes; its mean over seeds.",
         "![Learning curves of the seven environments](results/mujoco.png)",
         table(header, lines),
         "Published, on other versions of the environments and by other measures:",
         *published_table(rows, published),
     ]
     return "\n\n".join(paragraphs)
-
-
-def cells(figures: Row) -> tuple[str, str, str]:
-    """Return seeds, mean with error, and interval as a table shows them."""
-    digits = 2 if abs(figures["mean"]) < 100 else 0
-    mean, error, low, high = (
-        f"{figures[name]:.{digits}f}" for name in ("mean", "error", "low", "high")
-    )
-    if figures["seeds"] == 1:
-        return "1", mean, ""
-    return str(figures["seeds"]), f"{mean} ± {error}", f"{low} to {high}"
 
 
 def published_table(rows: Sequence[Row], published: Sequence[Row]) -> Iterable[str]:

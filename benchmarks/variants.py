@@ -13,7 +13,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a rank; must precede NumPy
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator
@@ -27,10 +26,13 @@ import numpy as np
 import torch
 
 import run_mujoco
+from common.cmd_util import ArgumentParser
 from common.mpi_adam import MpiAdam
 from ppo1 import pposgd_simple
 from ppo1.policy import Policy
 from ppo1.pposgd_simple import Batch, Segment, make_columns, traj_segment_generator
+from run_mujoco import PRESETS  # noqa: F401  # which common.sweep looks for here
+from run_mujoco import arg_parser as mujoco_arg_parser
 
 
 class TorchAdam(MpiAdam):
@@ -82,14 +84,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def arg_parser() -> ArgumentParser:
+    """Return the parser of run_mujoco.py's flags and, before them, the variant."""
+    parser = mujoco_arg_parser()
+    parser.usage = "[mpirun -np RANKS] python %(prog)s VARIANT [--flag value ...]"
+    parser.add_argument("variant", choices=VARIANTS, metavar="VARIANT", help=", ".join(VARIANTS))
+    return parser
+
+
 def main() -> None:
-    """Train the variant that the first argument names; the others are run_mujoco.py's."""
-    parser = argparse.ArgumentParser(description="All further flags are those of run_mujoco.py.")
-    parser.add_argument("variant", choices=VARIANTS)
-    args, flags = parser.parse_known_args()
-    for name, replacement in VARIANTS[args.variant].items():
+    """Train the variant that the command line names; its flags are those of run_mujoco.py."""
+    word = (sys.argv[1:] or [""])[0]
+    if word not in (*VARIANTS, "-h", "--help"):
+        arg_parser().error(f"need a variant first, {' or '.join(VARIANTS)}, got {word!r}")
+    for name, replacement in VARIANTS.get(word, {}).items():
         setattr(pposgd_simple, name, replacement)
-    run_mujoco.main(flags)
+    run_mujoco.arg_parser = arg_parser  # which refuses others, and has config.json name this one
+    run_mujoco.main()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tests.ranks import ROOT, rank_environment
 
 sys.path.append(str(ROOT / "benchmarks"))  # scripts, not a package
 results = importlib.import_module("mujoco_results")
+POINTS = importlib.import_module("learning_report").POINTS
 read_csv = importlib.import_module("throughput_report").read_csv
 
 
@@ -76,7 +77,7 @@ def test_report_on_finished_runs(folder: Path, capsys: pytest.CaptureFixture[str
     assert rows[3]["command"] == "python run_mujoco.py --log-path DIR --seed 1"
     assert str(folder) not in (folder / "results" / "mujoco_runs.csv").read_text()
     curves = read_csv(folder / "results" / "mujoco_curves.csv")
-    assert len(curves) == 5 * results.POINTS
+    assert len(curves) == 5 * POINTS
     assert curves[-1] == {"env": "Reacher-v4", "seed": 0, "timesteps": 1e6, "return_mean": -5}
     assert image.imread(folder / "results" / "mujoco.png").std() > 0.05
 
@@ -122,11 +123,11 @@ def test_summary_by_hand() -> None:
 
 def test_curves_keep_their_last_point() -> None:
     points = np.stack([np.arange(489) * 2048.0, np.arange(489.0)], axis=1)
-    rows = list(results.thinned("A-v4", 3, points))
-    assert len(rows) == results.POINTS
+    rows = list(results.curve_rows("A-v4", 3, points))
+    assert len(rows) == POINTS
     assert rows[0] == {"env": "A-v4", "seed": 3, "timesteps": 0, "return_mean": 0.0}
     assert rows[-1]["timesteps"] == 488 * 2048
-    assert len(list(results.thinned("A-v4", 3, points[:7]))) == 7
+    assert len(list(results.curve_rows("A-v4", 3, points[:7]))) == 7
 
 
 def test_figure_has_ours_baselines_and_the_published_level() -> None:
@@ -152,7 +153,7 @@ def test_references_are_complete() -> None:
     assert {row["env"] for row in published if row["source"] == results.LEVEL} == families
     for env in results.ENVIRONMENTS:
         for curve in results.by_run(read_csv(results.BASELINES), env).values():
-            assert len(curve) == results.POINTS
+            assert len(curve) == POINTS
             assert curve[-1, 0] >= 1_000_000
 
 

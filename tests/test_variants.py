@@ -1,13 +1,17 @@
 import importlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
 from common.mpi_adam import MpiAdam
+from common.plot_util import read_config
+from ppo1 import pposgd_simple
 from ppo1.mlp_policy import MlpPolicy
 from tests.ranks import ROOT
 
@@ -70,3 +74,33 @@ def test_stored_logp_is_that_of_sampling_time() -> None:
         assert list(columns)[-1] == "oldlogp"  # the order that `learn` compiles for
     # Rounding differs between a batch and a single row
     np.testing.assert_allclose(stored, pi.logps[:15], rtol=0, atol=1e-5)
+
+
+def test_the_command_line_names_the_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(command: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(variants.run_mujoco, "arg_parser", variants.run_mujoco.arg_parser)
+            for name in {name for pieces in variants.VARIANTS.values() for name in pieces}:
+                patch.setattr(pposgd_simple, name, getattr(pposgd_simple, name))
+            patch.setattr(sys, "argv", ["variants.py", *command.split()])
+            variants.main()
+
+    tiny = (
+        f"--env InvertedPendulum-v4 --seed 0 --num-timesteps 60 --timesteps-per-actorbatch 64 "
+        f"--optim-batchsize 32 --optim-epochs 1 --log-path {tmp_path}"
+    )
+    main(f"torch-adam {tiny}")
+    config = read_config(tmp_path)
+    assert config["arguments"]["variant"] == "torch-adam"
+    assert config["command"][1:3] == ["variants.py", "torch-adam"]
+    for command, message in [
+        (f"stored-logp {tiny} --resume", "--variant stored-logp (saved: torch-adam)"),
+        (f"{tiny} torch-adam", "need a variant first, torch-adam or stored-logp, got '--env'"),
+        ("", "need a variant first"),
+    ]:
+        with pytest.raises(SystemExit) as leave:
+            main(command)
+        assert leave.value.code == 2
+        assert message in capsys.readouterr().err
