@@ -3,7 +3,7 @@
 
     python benchmarks/studies.py ranks               # what is missing of its runs, then the report
     python benchmarks/studies.py ablations --no-train    # the report on what is finished
-    python benchmarks/studies.py atari --only pong-paper-np8
+    python benchmarks/studies.py atari --only pong-paper-np8/
 
 The same command goes on where it was stopped. Runs lie in OUT/FOLDER/seedN, FOLDER being that of
 a `Line` below. Those of Atari take many hours and are reported as far as they are; the others
@@ -137,13 +137,13 @@ STUDIES = {
         )
     ],
     "atari": [
-        atari_line("paper preset, 8 ranks", "Pong", "pong-paper-np8", "paper",
+        atari_line("paper, 8 ranks", "Pong", "pong-paper-np8", "paper",
                    ranks=8, stack=4, stop=3_000_000),
-        atari_line("ppo1 preset, 2 ranks", "Pong", "pong-ppo1-np2", "ppo1",
+        atari_line("ppo1, 2 ranks", "Pong", "pong-ppo1-np2", "ppo1",
                    ranks=2, stack=4, stop=3_000_000),
-        atari_line("paper preset, 8 ranks, one frame", "Pong", "pong-paper-np8-frame-stack1",
+        atari_line("paper, 8 ranks, 1 frame", "Pong", "pong-paper-np8-frame-stack1",
                    "paper", "--frame-stack", "1", ranks=8, stack=1, stop=3_000_000),
-        atari_line("paper preset, 8 ranks", "Breakout", "breakout-paper-np8", "paper",
+        atari_line("paper, 8 ranks", "Breakout", "breakout-paper-np8", "paper",
                    ranks=8, stack=4, stop=1_000_000),
     ],
 }  # fmt: skip

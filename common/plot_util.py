@@ -741,8 +741,15 @@ def _add_legend(
     elif len(panels) == 1:
         panels[0].legend(*lines_and_names, loc="best", **options)
     else:
-        columns = min(len(entries), 4)
-        figure.legend(*lines_and_names, loc="outside upper center", ncols=columns, **options)
+        for columns in range(min(len(entries), 4), 0, -1):
+            legend = figure.legend(
+                *lines_and_names, loc="outside upper center", ncols=columns, **options
+            )
+            if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+                break
+            legend.remove()
+        rows = math.ceil(len(entries) / columns)
+        figure.set_figheight(figure.get_figheight() + 0.18 * (rows - 1))
 
 
 # ---- The command ---------------------------------------------------------------------------------

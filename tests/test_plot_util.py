@@ -437,9 +437,24 @@ def test_every_environment_has_a_panel_and_nothing_overlaps(tmp_path, panels):
     figure = plot_curves(load_runs([tmp_path]), references=references)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == [f"Env{env}-v0" for env in range(panels)]
+    legend = assert_nothing_overlaps(figure)
+    assert [text.get_text() for text in legend.get_texts()] == ["2 seeds", "a level"]
+
+
+@pytest.mark.parametrize(("length", "columns"), [(1, 3), (15, 2), (35, 1)])
+def test_a_legend_has_as_many_columns_as_fit(tmp_path, length, columns):
+    for env, label in itertools.product(range(2), range(4)):
+        rows = line_rows([1, label, 2])
+        write_run(tmp_path / f"{env}-{label}", f"Env{env}-v0", rows=rows, name=f"{label}" * length)
+    legend = assert_nothing_overlaps(plot_curves(load_runs([tmp_path], label="name")))
+    assert legend._ncols == columns
+
+
+def assert_nothing_overlaps(figure):
+    """Return the legend, or the first panel's."""
     figure.draw_without_rendering()
     legends = [*figure.legends, *(a.get_legend() for a in figure.axes if a.get_legend())]
-    assert [text.get_text() for text in legends[0].get_texts()] == ["2 seeds", "a level"]
+    panels = len([axes for axes in figure.axes if axes.get_title()])
     boxes = [axes.get_tightbbox() for axes in figure.axes if axes.get_title()]
     boxes += [legend.get_window_extent() for legend in legends if panels > 1]
     boxes += [t.get_window_extent() for t in (figure._supxlabel, figure._supylabel) if t]
@@ -447,6 +462,7 @@ def test_every_environment_has_a_panel_and_nothing_overlaps(tmp_path, panels):
         assert not one.padded(-1).overlaps(other.padded(-1))
     assert all(figure.bbox.x0 <= b.x0 and b.x1 <= figure.bbox.x1 for b in boxes)
     assert all(figure.bbox.y0 <= b.y0 and b.y1 <= figure.bbox.y1 for b in boxes)
+    return legends[0]
 
 
 def test_files_by_their_ending(three_seeds, tmp_path):

@@ -163,7 +163,7 @@ def test_ablations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_atari_is_reported_as_far_as_it_is(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paper = "paper preset, 8 ranks"
+    paper = "paper, 8 ranks"
     run = write_run(
         folder / "runs", "atari", paper, PONG, 0, returns=20.0, end=620_000, games=600, frames=True,
         seconds=7200,
@@ -182,8 +182,8 @@ def test_atari_is_reported_as_far_as_it_is(
         "| --- |" + " ---: |" * 13,
         "| Pong | the paper's runs | 3 |  | -20 | -15 | -10 | 8 | 12 | 17 | 19 |  |  |  |",
         f"| Pong | {paper} | seed 0 | 0.62 M | -20.0 | 0.0 |  |  |  |  |  | 20.0 | 2.5 M | 2.0 |",
-        "| Pong | ppo1 preset, 2 ranks |  | not run yet |  |  |  |  |  |  |  |  |  |  |",
-        f"| Pong | {paper}, one frame |  | not run yet |  |  |  |  |  |  |  |  |  |  |",
+        "| Pong | ppo1, 2 ranks |  | not run yet |  |  |  |  |  |  |  |  |  |  |",
+        f"| Pong | {paper}, 1 frame |  | not run yet |  |  |  |  |  |  |  |  |  |  |",
         "| Breakout | the paper's runs | 3 |  | 12 | 16 | 26 | 35 | 40 | 55 | 74 |  |  |  |",
         f"| Breakout | {paper} |  | not run yet |  |  |  |  |  |  |  |  |  |  |",
     ]
@@ -301,7 +301,7 @@ def test_an_atari_run_goes_on(folder: Path) -> None:
     ]  # fmt: skip
     run = folder / "runs" / "atari" / "pong-ppo1-np2" / "seed0"
     reached = []
-    for timesteps in (500, 1500):
+    for timesteps in (500, 4000):
         done = subprocess.run(
             [*command, str(timesteps)], env=rank_environment(), capture_output=True, text=True,
             timeout=500,
@@ -311,4 +311,4 @@ def test_an_atari_run_goes_on(folder: Path) -> None:
         progress = load_run(run).progress
         assert progress is not None
         reached.append(int(progress["TimestepsSoFar"].iloc[-1]))
-    assert 500 <= reached[0] < 1500 <= reached[1]
+    assert 500 <= reached[0] < 4000 <= reached[1]
