@@ -558,8 +558,8 @@ def resumed_state(checkpoint: dict[str, Any] | None) -> tuple[dict[str, Any] | N
     iteration = state["iters_so_far"]
     if len(ranks) != comm.Get_size():
         logger.log(
-            f"Resuming before iteration {iteration} with {comm.Get_size()} ranks instead of "
-            f"{len(ranks)}: not exactly what the run would have been"
+            f"Resuming before iteration {iteration}, the number of ranks now {comm.Get_size()} "
+            f"instead of {len(ranks)}: not exactly what the run would have been"
         )
         return state, None
     own = ranks[comm.Get_rank()]

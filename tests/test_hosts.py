@@ -223,4 +223,4 @@ def test_a_lost_host_ends_the_job_which_resumes_on_the_other(
     assert ", exactly" in done.stdout
     assert_equal(tmp_path / "run", whole)
     done = launch(0, "hopper", *FLAGS, "--resume", "one", folder=tmp_path)
-    assert "with 1 ranks instead of 2: not exactly" in done.stdout
+    assert "number of ranks now 1 instead of 2: not exactly" in done.stdout

@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(finished, tmp_path):
 def test_another_number_of_ranks_is_announced(finished, tmp_path):
     rewind(finished, tmp_path / "run", iteration=4)
     done = launch(2, "hopper", "--resume", "run", folder=tmp_path)
-    assert "with 2 ranks instead of 1: not exactly" in done.stdout
+    assert "number of ranks now 2 instead of 1: not exactly" in done.stdout
     assert len(results(tmp_path / "run")[1]) == 2
 
 
