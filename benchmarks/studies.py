@@ -14,6 +14,7 @@ import argparse
 import itertools
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -258,17 +259,39 @@ def gather(args: argparse.Namespace) -> None:
         if not is_finished(folder, least_timesteps(line, args)):
             continue
         run = load_run(folder)
-        check_run(run, {"env": line.env, "seed": seed, **line.expected})
+        check(run, line, seed)
         points = atari_points(run) if args.study == "atari" else mujoco_points(run)
         if points:
             name = {"label": line.label, "env": line.env, "seed": seed}
             curves += [{**name, **point} for point in points]
-            rows.append({"label": line.label, **run_row(run), **counts(run)})
+            row = run_row(run)
+            row["command"] = row["command"].replace(
+                f"{line.argv[0]} --", f"{with_variant(line)} --"
+            )
+            rows.append({"label": line.label, **row, **counts(run)})
     if not rows:
         raise ValueError(f"no run of {args.study} in {args.out} is far enough to report")
     results = args.report / "results"
     write_csv(results / f"{args.study}_runs.csv", rows, COLUMNS)
     write_csv(results / f"{args.study}_curves.csv", curves, list(curves[0]))
+
+
+def check(run: Run, line: Line, seed: int) -> None:
+    """Compare a run with what its folder says that it is.
+
+    Raises:
+        ValueError: if it is another.
+    """
+    script, variant = Path(line.argv[0]).name, with_variant(line).partition(" ")[2] or None
+    run.arguments["script"] = Path(read_config(run.folder)["command"][1]).name
+    run.arguments.setdefault("variant", variant)  # which config.json did not name at first
+    found = {"env": line.env, "seed": seed, "script": script, "variant": variant}
+    check_run(run, {**found, **line.expected})
+
+
+def with_variant(line: Line) -> str:
+    """Return the line's script and, if that is variants.py, the variant."""
+    return " ".join(line.argv[: 2 if line.argv[0].endswith("variants.py") else 1])
 
 
 def least_timesteps(line: Line, args: argparse.Namespace) -> int:
@@ -490,4 +513,5 @@ def render_atari(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs save and stop
     main()

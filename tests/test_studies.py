@@ -35,6 +35,7 @@ def write_run(
     seconds: float = 60.0,
     games: int = 150,
     frames: bool = False,
+    script: str = "",
     **arguments: Any,
 ) -> Path:
     """Write a run of a study's line whose return grows evenly; return its folder.
@@ -48,7 +49,7 @@ def write_run(
     expected = {name: value for name, value in line.expected.items() if name != "ranks"}
     config = {
         "arguments": {"env": env, "seed": seed, **ppo, **expected, **arguments},
-        "command": ["/bin/python", *line.argv, "--seed", f"{seed}"],
+        "command": ["/bin/python", script or line.argv[0], *line.argv[1:], "--seed", f"{seed}"],
         "ranks": line.expected["ranks"],
         "hostname": "elsewhere",
         "started": "2026-01-02T03:04:05+0000",
@@ -160,6 +161,20 @@ def test_ablations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
+def test_runs_that_do_not_name_their_variant(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as were made before config.json had it."""
+    run = write_run(folder / "runs", "ablations", "torch-adam", HOPPER, 0, returns=1.0)
+    config = json.loads((run / "config.json").read_text())
+    config["command"].remove("torch-adam")
+    (run / "config.json").write_text(json.dumps(config))
+    report(folder, "ablations")
+    (row,) = read_csv(folder / "results" / "ablations_runs.csv")
+    assert row["command"] == "python benchmarks/variants.py torch-adam --seed 0"
+    capsys.readouterr()
+
+
 def test_atari_is_reported_as_far_as_it_is(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +238,13 @@ def test_cores_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("study", "arguments", "flags", "message"),
     [
         ("ablations", {"bootstrap_truncated": True}, [], "seed0 is a run with {'env': 'Hopper-v4'"),
+        (
+            "ablations",
+            {"variant": "torch-adam"},
+            [],
+            "'script': 'run_mujoco.py', 'variant': 'torch",
+        ),
+        ("ablations", {"script": "variants.py"}, [], "'script': 'variants.py', 'variant': None"),
         ("ranks", None, [], "no run of ranks in"),
         ("atari", None, [], "no run of atari in"),
         ("ranks", None, ["--only", "Walker"], "--only Walker: need part of one of ranks/Inverted"),
