@@ -26,6 +26,7 @@ MAGIC = b"ppo1 checkpoint\n"
 FORMAT = 1
 HEADER = struct.Struct(f"{len(MAGIC)}sI32s")  # magic, format, digest
 NAME = re.compile(r"iteration-\d{9}\.ckpt")
+BYTES = "bytes of ppo1"  # the one key of the dict that stands for a bytes object
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -111,11 +112,12 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value).copy().reshape(value.shape))
+        native = value.astype(value.dtype.newbyteorder("="), order="C")
+        return torch.from_numpy(native)
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, bytes):
-        return {"bytes": torch.from_numpy(np.frombuffer(value, np.uint8).copy())}
+        return {BYTES: torch.from_numpy(np.frombuffer(value, np.uint8).copy())}
     if value is None or isinstance(value, str | int | float | torch.Tensor):
         return value
     if isinstance(value, Iterable):
@@ -126,8 +128,8 @@ def to_plain(value: Any) -> Any:
 def from_plain(value: Any) -> Any:
     """Return `value` with tensors as arrays, and those that were bytes as bytes."""
     if isinstance(value, dict):
-        if value.keys() == {"bytes"} and isinstance(value["bytes"], torch.Tensor):
-            return value["bytes"].numpy().tobytes()
+        if value.keys() == {BYTES}:
+            return value[BYTES].numpy().tobytes()
         return {key: from_plain(item) for key, item in value.items()}
     if isinstance(value, torch.Tensor):
         return value.numpy()
@@ -204,7 +206,8 @@ def read_run(path: Path) -> tuple[Path, dict[str, Any]]:
         content = read_checkpoint(path)
     if not {"arguments", "shared", "ranks"} <= content.keys():
         raise CheckpointError(f"{path} holds no run")
-    return path.absolute().parents[1 if path.parent.name == "checkpoints" else 0], content
+    path = Path(os.path.abspath(path))  # of "." the parent has no name
+    return path.parents[1 if path.parent.name == "checkpoints" else 0], content
 
 
 # ---- Saving while a run goes on -----------------------------------------------------------------

@@ -338,8 +338,12 @@ def _parse_args(
     first = ArgumentParser(prog=parser.prog, add_help=False)
     first.add_argument("--preset", choices=list(presets))
     first.add_argument("--load-path")
+    first.add_argument("--resume", nargs="?", const="")
+    first.add_argument("--log-path", default=parser.get_default("log_path"))
     known = first.parse_known_args(argv)[0]
-    loaded, settings = _read_policy(parser, known.load_path, presets)
+    resumes = known.resume or (known.resume == "" and has_checkpoints(known.log_path))
+    # A run that goes on has what it began with; the file may be gone
+    loaded, settings = _read_policy(parser, None if resumes else known.load_path, presets)
     preset = known.preset or settings.get("preset") or parser.get_default("preset")
     parser.set_defaults(**{**presets[preset], **settings, "preset": preset})
     parser.description = f"In parentheses: what holds if not given, here with --preset {preset}."
@@ -410,7 +414,7 @@ def _take_saved_arguments(
     if not args.resume and not args.log_path:
         parser.error("--resume needs the run's folder: --resume PATH, or --log-path DIR")
     path = Path(args.resume or args.log_path)
-    if not args.resume and not checkpoint_files(path / "checkpoints"):
+    if not args.resume and not has_checkpoints(args.log_path):
         logger.log(f"No checkpoint in {path} yet: starting from the beginning")
         return
     try:
@@ -431,7 +435,11 @@ def _take_saved_arguments(
     if changed and not args.override:
         listed = ", ".join(f"{flag(k)} {v} (saved: {saved.get(k)})" for k, v in changed.items())
         parser.error(f"differs from the run to resume: {listed}; --override to go on")
+    for name in changed.keys() & {"load_path", "preset"}:  # which decide how a run begins
+        parser.error(f"{flag(name)} {changed[name]}: a run that is resumed has begun without it")
     kept = {name: value for name, value in saved.items() if name not in PROCESS_ARGUMENTS}
+    if changed.keys() & set(LIMITS):
+        kept |= dict.fromkeys(LIMITS, 0)
     free = {
         name: value
         for name, value in vars(given).items()
@@ -439,6 +447,11 @@ def _take_saved_arguments(
     }
     vars(args).update(kept | free | changed, log_path=str(folder))
     args.checkpoint, args.loaded = content, None
+
+
+def has_checkpoints(folder: str | None) -> bool:
+    """Return whether there are checkpoints in a run's folder."""
+    return folder is not None and bool(checkpoint_files(Path(folder, "checkpoints")))
 
 
 def flag(name: str) -> str:

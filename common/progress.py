@@ -13,13 +13,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import logger
+from common.watchdog import find_launcher
 
-# Processes that pass a rank's output on: theirs is what the user sees.
-LAUNCHERS = ("mpirun", "mpiexec", "prterun", "orterun", "prted", "orted")
 REDRAW_SECONDS = 0.2  # at least, between two pictures: drawing one takes some 1 ms
 NARROWEST_BAR, WIDEST_BAR = 8, 40
 GAP = 2  # columns between the bar and the texts beside it
@@ -266,18 +264,7 @@ def terminal_of(descriptor: int) -> str | None:
     try:
         if os.environ.get("TERM", "dumb") == "dumb" or stream.fileno() != descriptor:
             return None
-        path = os.readlink(f"/proc/{launcher() or 'self'}/fd/{descriptor}")
+        path = os.readlink(f"/proc/{find_launcher() or 'self'}/fd/{descriptor}")
     except (OSError, ValueError):  # redirected within Python, or a system without /proc
         return None
     return path if path.startswith(("/dev/pts/", "/dev/tty", "/dev/console")) else None
-
-
-def launcher() -> int | None:
-    """Return the process id of the launcher that started this process, None if there is none."""
-    pid = os.getpid()
-    while pid > 1:
-        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
-        if name.startswith(LAUNCHERS):
-            return pid
-        pid = int(rest.split()[1])
-    return None

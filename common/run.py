@@ -172,7 +172,7 @@ def run(
         except StopRequested as stop:
             logger.log(f"{stop}; go on with --resume {logger.get_dir()}")
             logger.reset()
-            sys.exit(128 + stop.signum)
+            sys.exit(128 + stop.signum if callback.checkpointer.is_saved else 1)
         callback.finish()
         folder = logger.get_dir()
         is_saved = save_policy(args, pi) and callback.checkpointer.is_saved
@@ -224,6 +224,7 @@ class RunCallback:
         self.stall_timeout = args.stall_timeout
         self.stop_timesteps = args.stop_timesteps or math.inf
         self.watchdog = watchdog
+        self.first_update: int | None = None
         self.progress: Callable[[dict[str, Any]], None] = lambda local: None
         self.checkpointer = Checkpointer(
             Path(str(logger.get_dir()), "checkpoints"),
@@ -242,8 +243,12 @@ class RunCallback:
         """
         if self.watchdog is not None:
             monitor, adam = find_monitor(self.env), local["adam"]
+            if self.first_update is None:
+                self.first_update = adam.t
+            is_starting = adam.t == self.first_update  # compiling comes before the first update
             self.watchdog.watch(
-                self.stall_timeout, lambda: (getattr(monitor, "total_steps", None), adam.t)
+                max(self.stall_timeout, STARTUP_SECONDS * is_starting),
+                lambda: (getattr(monitor, "total_steps", None), adam.t),
             )
         self.progress(local)
         self.checkpointer(local, global_)

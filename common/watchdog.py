@@ -13,7 +13,7 @@ from pathlib import Path
 STDERR = 2  # the file: what stands in for sys.stderr in a notebook may have none
 end_process = os._exit  # as it is at import: within a run it is taken for somebody's mistake
 GRACE_SECONDS = 1.5  # for the other ranks to say where they stand: the launcher ends them next
-LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "prted")
+LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "prted", "orted")
 
 
 class Watchdog:

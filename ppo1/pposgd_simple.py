@@ -43,9 +43,10 @@ MAX_REWARD = float(np.finfo(np.float32).max)
 LOSS_NAMES = ["pol_surr", "pol_entpen", "vf_loss", "kl", "ent"]
 RMS_SUMS = ("runningsum", "runningsumsq", "count")
 SCHEDULES = ("constant", "linear")
-# Compiling takes some 10 seconds and saves 0.6 ms an update or more. It is decided by a number that
+# Compiling takes some 10 seconds and saves 0.6 ms an update or more. It is decided by numbers that
 # a second run has too, never by the clock, because compiled gradients differ in the last bits.
 UPDATES_WORTH_COMPILING = 25_000
+SECONDS_WORTH_COMPILING = 60.0
 LIMITS = ("max_timesteps", "max_episodes", "max_iters", "max_seconds")
 OPTIONAL = ("optim_batchsize", *LIMITS)
 HYPERPARAMETERS = (
@@ -510,7 +511,11 @@ def learn(
             if is_first:
                 updates = check_same_updates(comm, optim_epochs * num_minibatches)
                 iterations = max_iters or max_timesteps / (len(seg["ob"]) * comm.Get_size())
-                if compile or (compile is None and updates * iterations > UPDATES_WORTH_COMPILING):
+                is_long = (
+                    updates * iterations > UPDATES_WORTH_COMPILING
+                    or max_seconds > SECONDS_WORTH_COMPILING
+                )
+                if compile or (compile is None and is_long):
                     rows = torch.arange(batchsize, device=adam.theta.device)
                     compile_in_turn(comm, adam, lossandgrad, columns, rows, cur_clip)
             rows = torch.arange(len(seg["ob"]), device=adam.theta.device)

@@ -699,6 +699,35 @@ def lossandgrad_and_columns(ac_space, rows=64):
     return pposgd_simple.LossAndGrad(pi, 0.01, adam.theta), columns
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_gives_the_cpus_numbers():
+    """To 1e-4: another order of summation in the convolutions."""
+    ob_space, ac_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8), gym.spaces.Discrete(6)
+    random = np.random.default_rng(0)
+    seg = {
+        "ob": random.integers(0, 256, (64, 84, 84, 4), np.uint8),
+        "ac": random.integers(0, 6, 64),
+        "adv": random.normal(size=64).astype(np.float32),
+        "tdlamret": random.normal(size=64).astype(np.float32),
+    }
+
+    def state(device):
+        np.random.seed(0)
+        torch.manual_seed(0)
+        pi = CnnPolicy("pi", ob_space, ac_space).to(device)
+        adam = MpiAdam(pi.get_trainable_variables(), comm=MPI.COMM_SELF)
+        lossandgrad = pposgd_simple.LossAndGrad(pi, 0.01, adam.theta)
+        columns = pposgd_simple.make_columns(pi, seg)
+        losses = [
+            lossandgrad.update(adam, 1e-3, columns, rows.to(device), CLIP.to(device)).cpu()
+            for rows in torch.arange(64).split(32)
+        ]
+        return torch.stack(losses), adam.getflat(), pi.act(False, seg["ob"][0])[1]
+
+    for got, want in zip(state("cuda"), state("cpu"), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "ac_space",
     [

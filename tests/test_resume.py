@@ -22,6 +22,7 @@ TINY = [
 ]  # fmt: skip
 RUNS = {
     "hopper": ("run_mujoco.py", "--env", "Hopper-v4", *TINY),
+    "compiled": ("run_mujoco.py", "--env", "Hopper-v4", *TINY, "--compile"),
     "reacher": ("run_mujoco.py", "--env", "Reacher-v4", *TINY),
     "pong": (
         "run_atari.py", "--env", "BreakoutNoFrameskip-v4", "--kind", "small", *TINY,
@@ -73,6 +74,8 @@ def rewind(run, copy, iteration):
         ("reacher", 2),
         pytest.param("hopper", 1, marks=pytest.mark.slow),
         pytest.param("hopper", 2, marks=pytest.mark.slow),
+        pytest.param("compiled", 1, marks=pytest.mark.slow),
+        pytest.param("compiled", 2, marks=pytest.mark.slow),
         pytest.param("pong", 1, marks=pytest.mark.slow),
         pytest.param("pong", 2, marks=pytest.mark.slow),
     ],

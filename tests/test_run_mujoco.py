@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import run_mujoco
 from common import cmd_util
@@ -102,6 +103,12 @@ def test_help_fits_a_screen(capsys, monkeypatch):
         ("--env tests.envs:toy/box2d-action-v0", "unsupported action space Box"),
         ("--env tests.envs:toy/buggy-v0", "KeyError: 'gravity' \\(.*envs.py, line "),
         ("--log-path file/logs", "cannot write logs: Not a directory: "),
+        ("--device gpu", "--device gpu: need cpu, cuda or cuda:N"),
+        pytest.param(
+            "--device cuda",
+            "--device cuda: PyTorch sees no CUDA GPU on this machine",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
     ],
 )
 def test_bad_input_gets_one_line(command, message, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,98 @@
+"""What a run that is resumed takes from the command line; in this process."""
+
+import os
+import shutil
+import signal
+from argparse import Namespace
+
+import numpy as np
+import pytest
+
+import run_mujoco
+from common import checkpoint
+from common.checkpoint import checkpoint_files, read_checkpoint
+from common.run import STARTUP_SECONDS, RunCallback
+from tests.test_damaged_checkpoints import RUN, finished  # noqa: F401  # a fixture
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch):  # noqa: F811
+    """Return the folder of a copy of a finished run of four iterations, in its parent."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def refused(*flags, capsys):
+    with pytest.raises(SystemExit) as leave:
+        run_mujoco.main(list(flags))
+    assert leave.value.code == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    return error
+
+
+def test_how_a_run_began_cannot_be_changed(run, capsys):
+    run_mujoco.main([*RUN, "--max-iters", "1", "--log-path", "other", "--save-path", "policy"])
+    for flags in (["--load-path", "policy"], ["--preset", "humanoid"]):
+        error = refused("--resume", "run", *flags, "--override", capsys=capsys)
+        assert f"{' '.join(flags)}: a run that is resumed has begun without it" in error
+
+
+def test_what_it_began_with_may_be_gone(run, tmp_path):
+    flags = [*RUN, "--log-path", "loaded", "--load-path", "policy", "--resume"]
+    run_mujoco.main([*RUN, "--max-iters", "1", "--log-path", "other", "--save-path", "policy"])
+    run_mujoco.main(flags)
+    checkpoint_files(tmp_path / "loaded" / "checkpoints")[0].unlink()
+    os.remove("policy")
+    run_mujoco.main(flags)
+    assert checkpoint_files(tmp_path / "loaded" / "checkpoints")[0].stem == "iteration-000000004"
+
+
+def test_another_limit_takes_the_place_of_the_saved(run):
+    run_mujoco.main(["--resume", "run", "--max-episodes", "12", "--override"])
+    newest = read_checkpoint(checkpoint_files(run / "checkpoints")[0])
+    assert newest["shared"]["episodes_so_far"] >= 12
+    assert (newest["arguments"]["max_iters"], newest["arguments"]["max_episodes"]) == (0, 12)
+
+
+def test_from_within_the_folder_of_checkpoints(run, monkeypatch, capsys):
+    monkeypatch.chdir(run / "checkpoints")
+    files = sorted(os.listdir())
+    for path in (".", files[-1], str(run)):
+        run_mujoco.main(["--resume", path])
+        assert capsys.readouterr().out == ""  # RUN's format, saved, has no console
+        assert sorted(os.listdir()) == files
+
+
+def test_a_signal_whose_save_fails_is_a_failure(run, monkeypatch, capsys):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    def stop(self, local, global_, call=checkpoint.Checkpointer.__call__):
+        if local["iters_so_far"] == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            monkeypatch.setattr(checkpoint, "write_checkpoint", full)
+        call(self, local, global_)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "__call__", stop)
+    (run / "checkpoints" / "iteration-000000004.ckpt").unlink()
+    with pytest.raises(SystemExit) as leave:
+        run_mujoco.main(["--resume", "run"])
+    assert leave.value.code == 1
+    assert "stopped by SIGUSR1, but NOT saved" in (run / "log.txt").read_text()
+
+
+def test_a_short_stall_timeout_waits_for_the_first_update():
+    """Before it, the update may be compiled, which moves nothing that a watchdog sees."""
+    watched = []
+    dog = Namespace(watch=lambda seconds, progress: watched.append((seconds, progress())))
+    callback = RunCallback.__new__(RunCallback)
+    callback.env, callback.first_update = object(), None
+    callback.stall_timeout, callback.stop_timesteps = 3.0, np.inf
+    callback.watchdog, callback.progress = dog, lambda local: None
+    callback.checkpointer = lambda local, global_: None
+    for t in (500, 500, 510):  # a resumed run's Adam does not begin at 0
+        callback({"adam": Namespace(t=t), "timesteps_so_far": 0}, {})
+    assert watched == [
+        (STARTUP_SECONDS, (None, 500)), (STARTUP_SECONDS, (None, 500)), (3.0, (None, 510)),
+    ]  # fmt: skip
