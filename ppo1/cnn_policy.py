@@ -133,7 +133,8 @@ class CnnPolicy(TorchPolicy):
         for i, (kernel, stride) in enumerate(zip(kernels, self.strides, strict=True), start=1):
             windows = sliding_window_view(x, kernel.shape[1:])[::stride, ::stride, 0]
             height, width, filters = *windows.shape[:2], len(kernel)
-            patches, output = np.empty_like(windows), np.empty((height * width, filters), x.dtype)
+            patches = np.empty(windows.shape, x.dtype)  # contiguous, as empty_like would not be
+            output = np.empty((height * width, filters), x.dtype)
             matrix, bias = kernel.reshape(filters, -1).numpy().T, p[f"l{i}/b"].flatten().numpy()
             self._convolutions.append((windows, patches, matrix, bias, output))
             x = output.reshape(height, width, filters)
