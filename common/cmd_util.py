@@ -340,10 +340,11 @@ def _parse_args(
     first.add_argument("--load-path")
     first.add_argument("--resume", nargs="?", const="")
     first.add_argument("--log-path", default=parser.get_default("log_path"))
+    first.add_argument("--env", "--env-id")
     known = first.parse_known_args(argv)[0]
     resumes = known.resume or (known.resume == "" and has_checkpoints(known.log_path))
     # A run that goes on has what it began with; the file may be gone
-    loaded, settings = _read_policy(parser, None if resumes else known.load_path, presets)
+    loaded, settings = (None, {}) if resumes else _read_policy(parser, known, presets)
     preset = known.preset or settings.get("preset") or parser.get_default("preset")
     parser.set_defaults(**{**presets[preset], **settings, "preset": preset})
     parser.description = f"In parentheses: what holds if not given, here with --preset {preset}."
@@ -388,9 +389,16 @@ def _settle_limit(parser: ArgumentParser, args: argparse.Namespace, num_timestep
 
 
 def _read_policy(
-    parser: ArgumentParser, path: str | None, presets: Iterable[str]
+    parser: ArgumentParser, known: argparse.Namespace, presets: Iterable[str]
 ) -> tuple[SavedPolicy | None, dict[str, Any]]:
-    """Return what the file of --load-path holds, and the settings that come with it."""
+    """Return what the file of --load-path holds, and the settings that come with it.
+
+    Args:
+        parser: for errors.
+        known: preset, load_path and env as given.
+        presets: of this script.
+    """
+    path = known.load_path
     if path is None:
         return None, {}
     try:
@@ -400,6 +408,14 @@ def _read_policy(
     preset = saved.settings.get("preset")
     if preset is not None and preset not in presets:
         parser.error(f"{path} is a policy of preset {preset!r}, which this script does not know")
+    env = saved.settings.get("env", "")
+    if known.env is None and ":" in env:  # whose package would be imported because a file says so
+        parser.error(f"{path} is a policy of {env}: give --env {env}")
+    if known.env is None and preset is not None and known.preset not in (None, preset):
+        parser.error(
+            f"{path} is a policy of {env}, preset {preset}: "
+            f"with --preset {known.preset}, give --env"
+        )
     return saved, saved.settings
 
 

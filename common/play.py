@@ -228,6 +228,7 @@ def check_flags(args: argparse.Namespace, make_env: MakeEnv) -> None:
         return
     if args.play:
         check_display()
+        check_window(args, make_env)
     if args.video:
         if Path(args.video).suffix not in MAX_FPS:
             raise ValueError(f"--video {args.video}: need a name that ends in .mp4 or .gif")
@@ -265,6 +266,19 @@ def check_display() -> None:
                 f"--play: cannot open a window on display {os.environ.get('DISPLAY')!r}; "
                 "--video needs none"
             )
+
+
+def check_window(args: argparse.Namespace, make_env: MakeEnv) -> None:
+    """Raise ValueError unless the environment can be shown in a window; it opens for a moment."""
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.closing(make_env(args, None, render_mode="human")) as env,
+        ):
+            warnings.simplefilter("ignore")  # what matters comes as an exception, too
+            env.reset()
+    except Exception as error:
+        raise ValueError(f"--play: {args.env} has no window: {error!r}") from error
 
 
 def check_frames(args: argparse.Namespace, make_env: MakeEnv) -> None:

@@ -117,16 +117,18 @@ class Reference:
 def find_runs(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the runs' folders at and below `folder`, sorted.
 
+    Runs that another one has set aside, in its folder's `earlier-N`, do not count.
+
     Raises:
         ValueError: if it is no folder, or there are none.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"no such folder: {os.fspath(folder)!r}")
-    found = [
-        Path(path)
-        for path, _, files in os.walk(folder)
-        if "progress.csv" in files or get_monitor_files(path)
-    ]
+    found = []
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not re.fullmatch(r"earlier-\d+", name)]
+        if "progress.csv" in files or get_monitor_files(path):
+            found.append(Path(path))
     if not found:
         raise ValueError(f"no runs in {os.fspath(folder)!r}: need progress.csv or *monitor.csv")
     return sorted(found)

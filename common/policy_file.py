@@ -10,6 +10,7 @@ A policy file is one of `common.checkpoint`'s with these entries:
 A checkpoint has `policy` too, the parameters as one vector, and all arguments of its run.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,18 @@ class SavedPolicy(NamedTuple):
     settings: dict[str, Any]
     variables: dict[str, NDArray[Any]] | None
     state: dict[str, Any] | None
+
+    def check_env(self, env_id: str) -> None:
+        """Raise ValueError for an environment that is another one than the saved, in any version.
+
+        A policy may fit where it was not trained: Walker2d and HalfCheetah have the same shapes.
+        """
+        saved = self.settings.get("env", env_id)
+        if _family_of(saved) != _family_of(env_id):
+            raise ValueError(
+                f"{self.path} is a policy of {saved}, not of {env_id}: it can be trained there, "
+                "but not shown untrained"
+            )
 
     def load_into(self, pi: Any) -> None:
         """Set the variables of `pi`, a policy built like the saved one.
@@ -231,6 +244,11 @@ def _one_if_equal(bound: NDArray[Any]) -> Any:
 def _kind_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a space decides whether a policy fits: neither its bounds nor its dtype."""
     return {key: value for key, value in plain.items() if key not in ("low", "high", "dtype")}
+
+
+def _family_of(env_id: str) -> str:
+    """Return an environment's name without package and version."""
+    return re.sub(r"-v\d+$", "", env_id.rpartition(":")[2])
 
 
 def _in_words(plain: Mapping[str, Any]) -> str:

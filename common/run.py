@@ -6,6 +6,7 @@ import fcntl
 import functools
 import importlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -127,11 +128,15 @@ def run(
                 raise ValueError(names.sub(lambda m: flag(m[0]), str(error))) from error
             args.given_env = getattr(args, "given_env", args.env)
             args.env = resolve_id(args.env)
+            if loaded is not None and not trains:
+                loaded.check_env(args.env)
             env = make_env(args, None)
             probe = policy_fn("probe", env.observation_space, env.action_space)
             if checkpoint is not None:
                 check_fits(checkpoint, args, env, probe)
             env.close()
+            if not trains and args.evaluate and args.log_path:
+                args.json = args.json or os.path.join(args.log_path, "evaluation.json")
             play.check_flags(args, make_env)
             if "tensorboard" in args.log_format:
                 importlib.import_module("tensorboard")
@@ -176,9 +181,13 @@ def run(
         callback.finish()
         folder = logger.get_dir()
         is_saved = save_policy(args, pi) and callback.checkpointer.is_saved
-        logger.log(f"Logged to {folder}")
+        goes_on = args.evaluate or args.video or args.play or args.track
+        if not goes_on:
+            logger.log(f"Logged to {folder}")
         at_end.close()  # what is shown now belongs to no log, and signals end it
         play.show(args, pi, make_env, folder=folder)
+        if goes_on:
+            logger.log(f"Logged to {folder}")
         if not is_saved:
             sys.exit(1)  # training is done, but what it gave is not there
 
@@ -373,14 +382,14 @@ def begin_run(
         args.log_path = new_folder(args, title)
     args.seed, args.log_path = comm.bcast((args.seed, args.log_path))  # rank 0's count
     is_root = comm.Get_rank() == 0
-    lock = None
+    lock = earlier = None
 
     def open_logs() -> None:
-        nonlocal lock
+        nonlocal lock, earlier
         if is_root:
             lock = lock_folder(Path(args.log_path))
             if checkpoint is None:
-                remove_earlier_run(Path(args.log_path))
+                earlier = set_aside_earlier_run(Path(args.log_path))
             else:
                 cut_logs(Path(args.log_path), checkpoint)
                 tidy_checkpoints(
@@ -396,6 +405,8 @@ def begin_run(
     if args.track:
         folder = Path(args.log_path).absolute()
         check_run(parser, lambda: track(args, folder, append=not is_new) if is_root else None)
+    if earlier is not None:
+        logger.log(f"The run that was there is now in {earlier}")
     ranks = f"{comm.Get_size()} rank{'s' if comm.Get_size() > 1 else ''}"
     logger.log(f"{title} on {args.env}, preset {args.preset}, {ranks}, seed {args.seed}")
     logger.log(", ".join(f"{name} {version}" for name, version in package_versions().items()))
@@ -425,12 +436,16 @@ def lock_folder(folder: Path) -> int:
     return lock
 
 
-def remove_earlier_run(folder: Path) -> None:
-    """Remove what an earlier run left in a folder that a new one takes over.
+def set_aside_earlier_run(folder: Path) -> Path | None:
+    """Clear a folder that a new run takes over of what an earlier one left.
 
     Its checkpoints would pass for the new one's, and the other ranks' files for the new ranks'.
+
+    Returns:
+        the folder `earlier-N` in it that has them now; None for a run without a checkpoint, whose
+        files are removed.
     """
-    for path in (
+    paths = [
         *checkpoint_files(folder / "checkpoints"),
         *folder.glob("checkpoints/iteration-*.set-aside"),
         *folder.glob("checkpoints/.iteration-*.partial"),
@@ -439,9 +454,21 @@ def remove_earlier_run(folder: Path) -> None:
         *folder.glob("progress.json"),
         *folder.glob("progress.csv"),
         *folder.glob("log.txt"),
+        *folder.glob("config.json"),
+        *folder.glob("evaluation.json"),
         *folder.glob("wandb-id"),
-    ):
-        path.unlink()
+    ]
+    if not checkpoint_files(folder / "checkpoints"):
+        for path in paths:
+            path.unlink()
+        return None
+    numbers = itertools.count(1)
+    earlier = next(x for n in numbers if not (x := folder / f"earlier-{n}").exists())
+    for path in paths:
+        target = earlier / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    return earlier
 
 
 def new_folder(args: argparse.Namespace, title: str) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+import ppo1
 import run_atari
 import run_mujoco
-from common import play
+from common import cmd_util, play
 from common.cmd_util import make_mujoco_env
 from common.play import evaluate, record
 from ppo1.cnn_policy import CnnPolicy
@@ -191,6 +192,14 @@ def trained(tmp_path_factory):
     return folder
 
 
+def test_the_folder_comes_first_and_last(tmp_path, capsys):
+    run_mujoco.main([*TINY, "--log-path", str(tmp_path), "--evaluate", "1"])
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert (first, last) == (f"Logging to {tmp_path}", f"Logged to {tmp_path}")
+    assert lines[-1] == f"Wrote {tmp_path}/evaluation.json"
+    assert last not in lines
+
+
 def test_training_then_evaluating_is_evaluating_the_run_or_its_policy(trained, tmp_path, capsys):
     want = json.loads((trained / "run" / "evaluation.json").read_text())
     assert (want["env"], want["seed"], want["policy"]) == ("InvertedPendulum-v4", 3, None)
@@ -207,14 +216,17 @@ def test_training_then_evaluating_is_evaluating_the_run_or_its_policy(trained, t
         out = capsys.readouterr().out
         assert "3 episodes of InvertedPendulum-v4, deterministic, from seed 3" in out
         assert "Logg" not in out
+    run_mujoco.main(["--load-path", str(trained / "run"), "--seed", "3", "--evaluate", "3",
+                     "--log-path", str(tmp_path / "new")])  # fmt: skip
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["evaluation.json"]
+    got = json.loads((tmp_path / "new" / "evaluation.json").read_text())
+    assert got == want | {"policy": str(trained / "run")}
     assert sorted(path.name for path in trained.rglob("*")) == files
 
 
 def test_training_begins_with_a_loaded_policy(trained, tmp_path, capsys):
     run_mujoco.main(["--load-path", str(trained / "policy"), "--num-timesteps", "0",
                      "--save-path", str(tmp_path / "again")])  # fmt: skip
-    import ppo1
-
     one, two = (ppo1.load_policy(path) for path in (trained / "policy", tmp_path / "again"))
     np.testing.assert_equal(one.variables(), two.variables())
     run_mujoco.main([*TINY, "--load-path", str(trained / "policy"), "--optim-stepsize", "1e-9",
@@ -242,6 +254,15 @@ BAD = {
     "--video-steps 3": "--video-steps is for --video: give that, too",
     "--evaluate 0": "argument --evaluate: need a whole number above 0, got '0'",
     "--env tests.envs:toy/raises-v0 --video film.mp4": "does not render: ",
+    "--load-path {policy} --env InvertedDoublePendulum-v4 --evaluate 1": (
+        "is a policy of InvertedPendulum-v4, not of InvertedDoublePendulum-v4: it can be trained"
+    ),
+    "--load-path {policy} --preset humanoid --max-iters 1": (
+        "is a policy of InvertedPendulum-v4, preset mujoco: with --preset humanoid, give --env"
+    ),
+    "--load-path {policy} --evaluate 1 --log-path setup.py": (
+        "cannot write setup.py/evaluation.json: Not a directory"
+    ),
 }
 
 
@@ -257,6 +278,47 @@ def test_bad_input_ends_before_training(command, trained, monkeypatch, capsys):
     assert (leave.value.code, out, err.count("\n")) == (2, "", 1)
     assert BAD[command] in err
     assert set(ROOT.iterdir()) == before
+
+
+def test_another_version_is_the_same_environment(trained, capsys):
+    run_mujoco.main(["--load-path", str(trained / "policy"), "--env", "InvertedPendulum-v5",
+                     "--evaluate", "1"])  # fmt: skip
+    assert "of InvertedPendulum-v5, deterministic" in capsys.readouterr().out
+
+
+def test_another_preset_beats_the_policys_where_an_environment_is_given(trained):
+    args = cmd_util.parse_args(
+        run_mujoco.arg_parser(), run_mujoco.PRESETS,
+        ["--load-path", str(trained / "policy"), "--preset", "humanoid", "--env", "Ant-v4"],
+    )  # fmt: skip
+    assert (args.env, args.preset, args.clip_param, args.hid_size) == ("Ant-v4", "humanoid", 0.1, 8)
+
+
+def test_a_file_has_no_package_imported(tmp_path, monkeypatch, capsys):
+    env = make_mujoco_env("CartPole-v1", None)
+    ppo1.save_policy(tmp_path / "policy", mlp(env), env_id="evil_module:CartPole-v1")
+    (tmp_path / "evil_module.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["--load-path", str(tmp_path / "policy"), "--hid-size", "8", "--num-hid-layers", "1",
+               "--evaluate", "1"]  # fmt: skip
+    with pytest.raises(SystemExit) as leave:
+        run_mujoco.main(command)
+    assert leave.value.code == 2
+    want = "a policy of evil_module:CartPole-v1: give --env evil_module:CartPole-v1"
+    assert want in capsys.readouterr().err
+    assert "evil_module" not in sys.modules
+    run_mujoco.main([*command, "--env", "evil_module:CartPole-v1"])
+    assert sys.modules.pop("evil_module")
+
+
+def test_an_environment_without_a_window_is_refused_before_training(monkeypatch, capsys):
+    monkeypatch.setattr(play, "check_display", lambda: None)
+    with pytest.raises(SystemExit) as leave:
+        run_mujoco.main(["--env", "tests.envs:toy/raises-v0", "--play"])
+    assert leave.value.code == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "--play: tests.envs:toy/raises-v0 has no window: " in err
 
 
 def test_a_policy_of_the_other_script(trained, capsys):

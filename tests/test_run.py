@@ -13,6 +13,7 @@ from mpi4py import MPI
 
 from common import cmd_util, logger
 from common import run as run_module
+from common.plot_util import find_runs
 from tests.envs import Countdown
 from tests.ranks import on_ranks
 from tests.test_cmd_util import PRESETS, make_parser
@@ -92,6 +93,33 @@ def test_a_second_run_leaves_the_first_ones_files(tmp_path, monkeypatch):
         run("--gamma", "2")
     run("--seed", "1", "--log-path", "second")
     assert {path: path.read_bytes() for path in files} == files
+
+
+def test_an_earlier_run_with_checkpoints_is_set_aside(tmp_path, capsys):
+    folder = tmp_path / "run"
+    for number in (1, 2, 3):
+        run("--seed", str(number), "--log-path", str(folder))
+        capsys.readouterr()
+        if number < 3:
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / "checkpoints" / "iteration-000000001.ckpt").write_text(str(number))
+        (folder / "evaluation.json").write_text(str(number))
+    files = {"0.monitor.csv", "config.json", "log.txt", "progress.csv", "evaluation.json"}
+    for number in (1, 2):
+        earlier = folder / f"earlier-{number}"
+        assert {path.name for path in earlier.iterdir()} == files | {"checkpoints"}
+        assert json.loads((earlier / "config.json").read_text())["arguments"]["seed"] == number
+        assert (earlier / "evaluation.json").read_text() == str(number)
+        assert (earlier / "checkpoints" / "iteration-000000001.ckpt").read_text() == str(number)
+    assert find_runs(folder) == [folder]
+    assert find_runs(folder / "earlier-2") == [folder / "earlier-2"]
+    assert f"The run that was there is now in {earlier}" in (folder / "log.txt").read_text()
+    # The third left no checkpoint: the next takes its place
+    run("--log-path", str(folder))
+    assert {path.name for path in folder.iterdir()} == files - {"evaluation.json"} | {
+        ".lock", "checkpoints", "earlier-1", "earlier-2"
+    }  # fmt: skip
+    assert "is now in" not in capsys.readouterr().out
 
 
 def test_an_error_in_training_names_the_folder(tmp_path, monkeypatch):
