@@ -28,7 +28,7 @@ setup(
         "atari": ["ale-py>=0.10", "opencv-python-headless>=4.8"],
         "robotics": ["gymnasium-robotics>=1.3", "mujoco<3.12"],
         "plot": ["pandas>=2.0", "matplotlib>=3.8"],
-        "video": ["imageio>=2.31", "imageio-ffmpeg>=0.5"],
+        "video": ["imageio>=2.31", "imageio-ffmpeg>=0.5", "pygame-ce>=2.1.3"],
         "export": ["onnx>=1.17", "onnxscript>=0.3"],
         "tensorboard": ["tensorboard>=2.15"],
         "wandb": ["wandb>=0.16"],

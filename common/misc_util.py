@@ -54,6 +54,11 @@ def undisturbed_generators() -> Iterator[None]:
         np.random.set_state(state)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return "1 job" or "2 jobs", for the noun "job"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def zipsame(*seqs: Collection[Any]) -> Iterator[tuple[Any, ...]]:
     """Return `zip(*seqs)`, after checking, before the first item, that all are equally long.
 

@@ -28,6 +28,7 @@ from mpi4py import MPI
 
 from common import logger
 from common.console_util import fmt_row
+from common.misc_util import counted
 from common.monitor import Monitor, find_monitor
 from common.mpi_util import wait_for_all
 
@@ -341,7 +342,7 @@ def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | 
         env.close()
         manner = "deterministic" if args.deterministic else "sampled"
         logger.log(
-            f"{args.evaluate} episodes of {args.env}, {manner}, from seed {args.seed}, "
+            f"{counted(args.evaluate, 'episode')} of {args.env}, {manner}, from seed {args.seed}, "
             f"in {time.time() - start:.1f} s"
         )
         logger.log(results.table())
@@ -354,7 +355,7 @@ def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | 
             env = make_env(args, None, render_mode="rgb_array")
             frames = record(pi, env, Path(args.video), steps=args.video_steps, **options)
             env.close()
-            logger.log(f"Wrote {args.video}: {frames} frames")
+            logger.log(f"Wrote {args.video}: {counted(frames, 'frame')}")
         wait_for_all(MPI.COMM_WORLD)
     if args.play:
         with contextlib.suppress(KeyboardInterrupt):

@@ -819,6 +819,7 @@ def _make(args: argparse.Namespace) -> None:
     references = read_references(args.reference) if args.reference else []
     if references and not {r.env for r in references} & {run.env for run in runs}:
         warnings.warn(f"{args.reference} is of none of these environments", stacklevel=2)
+    table = summarize(runs, limits=limits) if args.table or args.csv else None
     if args.out:
         figure = plot_curves(
             runs, x=args.x, y=args.y, source=args.source, smooth=args.smooth,
@@ -826,8 +827,7 @@ def _make(args: argparse.Namespace) -> None:
         )  # fmt: skip
         save_figure(figure, args.out)
         print(f"Wrote {args.out}")
-    if args.table or args.csv:
-        table = summarize(runs, limits=limits)
+    if table is not None:
         if args.table:
             print(table.to_string(index=False, float_format="{:.2f}".format, na_rep="-"))
         if args.csv:

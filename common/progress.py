@@ -155,8 +155,10 @@ class LiveOutputFormat(logger.KVWriter, logger.SeqWriter):
     def show(self, local: dict[str, Any]) -> None:
         """Draw table and bar anew, if it is not too soon."""
         now = time.monotonic()
+        is_first = not self.local
         self.local = {"seconds": time.time() - local["tstart"], **local}
-        self.history.append((now, self.fraction_done()))
+        if not is_first:  # the first iteration may compile, and says nothing of the others' pace
+            self.history.append((now, self.fraction_done()))
         if now - self.drawn >= REDRAW_SECONDS:
             self.drawn = now
             with contextlib.suppress(OSError):  # training is worth more than its picture

@@ -28,8 +28,16 @@ from typing import Any, NoReturn
 import numpy as np
 
 from common.checkpoint import checkpoint_files
-from common.cmd_util import ArgumentParser, describe, flag, parse_args, positive_whole_number
+from common.cmd_util import (
+    ArgumentParser,
+    describe,
+    flag,
+    parse_args,
+    positive_whole_number,
+    resolve_env_id,
+)
 from common.launch import LaunchError, is_launched, launch_environment, world_size
+from common.misc_util import counted
 
 # A run's limits, and the counters in its checkpoints that they are for.
 COUNTERS = {
@@ -95,7 +103,7 @@ def sweep(
 
     Raises:
         ValueError: for flags that the script refuses, or that differ from those of a run that is
-            there; nothing has started then.
+            there, and as `check_runs`; nothing has started then.
         KeyboardInterrupt: after all jobs have stopped.
     """
     if is_launched() and world_size() > 1:
@@ -103,12 +111,14 @@ def sweep(
     runs = make_jobs(script, grid, Path(out), flags)
     for job in runs:
         look(job, script)
+    check_runs(runs)
     width = max((job.args.num_procs or 1) * job.args.threads for job in runs)
     jobs = jobs or max(1, len(os.sched_getaffinity(0)) // width)
     summary = Path(out, "summary.csv")
     to_do = [job for job in runs if job.status not in DONE]
     waiting = deque(sorted(to_do, key=lambda job: job.args.seed))
-    print(f"{len(runs)} runs, {len(waiting)} of them to do, {jobs} at a time", flush=True)
+    write_summary(summary, runs)
+    print(f"{counted(len(runs), 'run')}, {len(waiting)} to do, {jobs} at a time", flush=True)
     running: list[Job] = []
     try:
         while waiting or running:
@@ -122,7 +132,8 @@ def sweep(
                 note_end(job, script, runs)
                 write_summary(summary, runs)
     except BaseException:  # Ctrl-C, or a disk that is full
-        print(f"stopping: {len(running)} jobs save at their next iteration's start", flush=True)
+        count = counted(len(running), "job")
+        print(f"stopping: {count} to save at the next iteration's start", flush=True)
         signal_all(running, signal.SIGUSR1)  # TERM would leave them a second under Open MPI
         try:
             while not all(map(has_ended, running)):
@@ -191,7 +202,9 @@ def look(job: Job, script: str | Path) -> None:
         return
     saved, num_procs = len(checkpoint["ranks"]), job.args.num_procs or 1
     if saved != num_procs:
-        refuse(f"the run that is there has {saved} ranks, not {num_procs}: see --num-procs")
+        refuse(
+            f"the run that is there has {counted(saved, 'rank')}, not {num_procs}: see --num-procs"
+        )
     shared = checkpoint["shared"]
     returns = shared["truerewbuffer"] or shared["rewbuffer"]  # raw, if there is a Monitor
     job.record = {
@@ -205,6 +218,19 @@ def look(job: Job, script: str | Path) -> None:
     )
     is_paused = shared["timesteps_so_far"] >= (job.args.stop_timesteps or math.inf)
     job.status = "finished" if is_over else "paused" if is_paused else "stopped"
+
+
+def check_runs(runs: Sequence[Job]) -> None:
+    """Raise ValueError for runs that cannot train, or would write each other's files."""
+    for job in runs:
+        if not any(getattr(job.args, limit) for limit in COUNTERS):
+            raise ValueError(f"{job.folder}: nothing to train; a sweep is of runs that train")
+    for name in ("save_path", "video", "json"):
+        paths = [path for job in runs if (path := getattr(job.args, name))]
+        if len(set(paths)) < len(paths):
+            raise ValueError(f"{flag(name)} {paths[0]}: several runs would write the same file")
+    for env_id in dict.fromkeys(job.args.env for job in runs if job.status not in DONE):
+        resolve_env_id(env_id)
 
 
 def start(job: Job, script: str | Path) -> None:

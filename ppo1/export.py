@@ -7,7 +7,6 @@ images and else float32; it returns the likeliest actions `ac`, (N, *ac_shape), 
 `vpred`, (N,) float32. Preprocessing and observation statistics are inside.
 """
 
-import argparse
 import logging
 import sys
 import warnings
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.cmd_util import ArgumentParser, describe
 from ppo1.policy import TorchPolicy
 from ppo1.saved_policy import load_policy
 
@@ -41,6 +41,8 @@ class DeterministicPolicy(nn.Module):
 def export_policy(pi: TorchPolicy, path: Path) -> None:
     """Write `pi` to `path`: TorchScript (.pt), torch.export's program (.pt2) or ONNX (.onnx).
 
+    The file's folder is made if needed.
+
     Raises:
         ValueError: for another suffix.
         ModuleNotFoundError: for .onnx without the packages onnx and onnxscript.
@@ -48,6 +50,7 @@ def export_policy(pi: TorchPolicy, path: Path) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: need a name that ends in {', '.join(SUFFIXES)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     network = DeterministicPolicy(pi).eval().requires_grad_(False)
     dtype = torch.uint8 if pi.ob_space.dtype == np.uint8 else torch.float32
     example = (torch.zeros(2, *pi.ob_shape, dtype=dtype),)
@@ -69,7 +72,7 @@ def export_policy(pi: TorchPolicy, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Export as the command line `argv` says; None is the process's own."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m ppo1.export", description="Write a policy for other programs."
     )
     parser.add_argument("path", type=Path, help="a policy file, a run's folder or a checkpoint")
@@ -82,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         parser.error(f"module {error.name!r} is missing: pip install onnx onnxscript")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(describe(error))
     except RuntimeError as error:  # torch's own, for a file that cannot be written
         parser.error(f"cannot write {args.output}: {str(error).splitlines()[0]}")
     sys.stdout.write(f"Wrote {args.output}\n")

@@ -731,6 +731,8 @@ def compile_in_turn(
     for first in (True, False):
         if first == (machine.Get_rank() == 0):
             try:
+                if comm.Get_rank() == 0:
+                    logger.log("Compiling the update ...")
                 if comm.Get_size() == 1 and adam.theta.device.type == "cpu":
                     lossandgrad.compile_update(adam, columns, rows, clip_param)
                 else:

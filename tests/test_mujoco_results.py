@@ -209,9 +209,9 @@ def test_runs_are_made_once(folder: Path) -> None:
         return done.stdout
 
     first = bench()
-    assert "2 runs, 2 of them to do, 2 at a time" in first
+    assert "2 runs, 2 to do, 2 at a time" in first
     assert "| InvertedPendulum-v4 | 2 | " in first
     rows = read_csv(folder / "results" / "mujoco_runs.csv")
     assert all(row["timesteps"] >= 3000 for row in rows)
-    assert "2 runs, 0 of them to do" in bench()
+    assert "2 runs, 0 to do" in bench()
     assert read_csv(folder / "results" / "mujoco_runs.csv") == rows

@@ -509,6 +509,10 @@ def test_table_by_hand(tmp_path):
 
 def test_table_needs_monitor_files(tmp_path):
     write_run(tmp_path / "run", rows=line_rows([1]), ranks=())
+    with pytest.raises(SystemExit) as leave:
+        plot_util.main([str(tmp_path), "-o", str(tmp_path / "curves.png"), "--table"])
+    assert leave.value.code == 2
+    assert not (tmp_path / "curves.png").exists()  # all or nothing
     with pytest.raises(ValueError, match="run has no monitor file"):
         summarize(load_runs([tmp_path]))
 

@@ -261,6 +261,21 @@ def test_limits_and_the_nearest_of_them():
     ]  # fmt: skip
 
 
+def test_the_first_iteration_says_nothing_of_the_pace(monkeypatch):
+    """It compiles: here it takes 30 s, and the others 1 s each."""
+    master, slave = os.openpty()
+    limits = [progress.Limit("iters_so_far", 10, "iterations")]
+    live = progress.LiveOutputFormat(limits, os.ttyname(slave))
+    for iteration, now in enumerate([0.0, 30.0, 31.0, 32.0]):
+        with monkeypatch.context() as patch:
+            patch.setattr(progress.time, "monotonic", lambda now=now: now)
+            live.show({"tstart": 0.0, "iters_so_far": iteration})
+    assert progress.seconds_left(live.history) == pytest.approx(7.0)
+    live.close()
+    os.close(master)
+    os.close(slave)
+
+
 def test_time_left_is_at_the_pace_of_the_history():
     assert progress.seconds_left([(10.0, 0.1), (15.0, 0.2), (20.0, 0.3)]) == pytest.approx(35.0)
     assert progress.seconds_left([(10.0, 0.0), (30.0, 1.0)]) == 0.0

@@ -305,7 +305,7 @@ def test_runs_are_made_once(
         return done.stdout
 
     first = run()
-    assert "1 runs, 1 of them to do, 1 at a time" in first
+    assert "1 run, 1 to do, 1 at a time" in first
     assert len(lines_of(first, start)) == 1
     rows = read_csv(folder / "results" / f"{study}_runs.csv")
     assert rows[0]["timesteps"] >= timesteps

@@ -63,6 +63,10 @@ def test_the_line_that_tells():
         (f"{SCRIPT} --out out --gama 0.9", "seed0: unrecognized arguments: --gama 0.9; did you me"),
         (f"{SCRIPT} --out out --hid-size 8,x", "hid-sizex/seed0: argument --hid-size: need a whol"),
         (f"{SCRIPT} --out out -- --num-timesteps 5 --max-iters 5", "seed0: give one limit, not bo"),
+        (f"{SCRIPT} --out out --env Hoper-v4", "unknown environment 'Hoper-v4'; did you mean Hop"),
+        (f"{SCRIPT} --out out -- --num-timesteps 0 --save-path x", "seed0: nothing to train; a sw"),
+        (f"{SCRIPT} --out out --seed 0,1 -- --save-path x", "--save-path x: several runs would wr"),
+        (f"{SCRIPT} --out other.py/out", "Not a directory: 'other.py/out'"),
         ("nothing.py --out out", "No such file or directory: '"),
         ("other.py --out out", "other.py has no arg_parser and PRESETS, as run_mujoco.py has"),
         (f"{SCRIPT} --env Hopper-v4", "the following arguments are required: --out"),
@@ -75,7 +79,8 @@ def test_bad_input_gets_one_line(command, message, tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit) as leave:
         main(command.split())
     assert leave.value.code == 2
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""
     assert message in err
     assert len(err.splitlines()) == 1
     assert not Path("out").exists()
@@ -90,7 +95,7 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     assert sweep(SCRIPT, {"env": grid["env"][1:]}, out="out", flags=[*TINY, *PAUSE]) == paused
     assert paused[0]["status"] == "paused"
     assert 100 <= paused[0]["timesteps"] < 300
-    assert "1 runs, 0 of them to do" in capsys.readouterr().out
+    assert "1 run, 0 to do" in capsys.readouterr().out
     rows = sweep(SCRIPT, grid, out="out", flags=TINY)
     failed, finished = rows
     assert [dict(row) for row in summary("out")] == [
@@ -112,11 +117,11 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     # What is finished is not started again, and flags that differ are noticed
     before = Path("out/CartPole-v1/seed0/log.txt").read_bytes()
     assert sweep(SCRIPT, {"env": ["CartPole-v1"]}, out="out", flags=TINY) == [finished]
-    assert "1 runs, 0 of them to do" in capsys.readouterr().out
+    assert "1 run, 0 to do" in capsys.readouterr().out
     assert Path("out/CartPole-v1/seed0/log.txt").read_bytes() == before
     with pytest.raises(ValueError, match=r"CartPole-v1/seed0: differs .*--gamma 0.5 \(saved: 0.99"):
         sweep(SCRIPT, {"env": ["CartPole-v1"]}, out="out", flags=[*TINY, "--gamma", "0.5"])
-    with pytest.raises(ValueError, match=r"the run that is there has 1 ranks, not 2"):
+    with pytest.raises(ValueError, match=r"the run that is there has 1 rank, not 2"):
         sweep(SCRIPT, {"env": ["CartPole-v1"]}, out="out", flags=[*TINY, "--num-procs", "2"])
 
 
@@ -143,7 +148,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_equals_one_that_was_not(ranks, tmp
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "2 jobs save at their next iteration's start" in out
+    assert "2 jobs to save at the next iteration's start" in out
     assert [row["status"] for row in summary(tmp_path / "stopped")] == [
         "stopped", "stopped", "waiting"
     ]  # fmt: skip
