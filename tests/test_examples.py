@@ -35,6 +35,7 @@ def test_an_environment_of_ones_own(tmp_path):
     assert float(rows[-1]["EpTrueRewMean"]) > float(rows[0]["EpTrueRewMean"])
 
 
+@pytest.mark.slow
 def test_a_policy_of_ones_own_learns():
     logger.set_level(logger.DISABLED)
     names = runpy.run_path(str(EXAMPLES / "custom_policy.py"))

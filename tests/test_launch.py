@@ -371,6 +371,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_num_procs_is_mpirun(tmp_path):
     done = mpirun(0, SCRIPT, *TINY, "--num-procs", "2", "--log-path", "relaunched", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -79,6 +79,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     np.testing.assert_array_equal(chunked.v, v)
 
 
+@pytest.mark.slow
 def test_the_compiled_step_has_the_same_bits():
     plain, compiled = make_adam(1003), make_adam(1003)
     compiled.compile()
@@ -209,6 +210,7 @@ def sync_on_rank(comm):
     return p.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_sync_gives_all_ranks_the_roots_parameters():
     assert on_ranks(2, sync_on_rank) == [[5, 5, 5]] * 2

@@ -54,6 +54,7 @@ def test_an_evaluation_equals_a_loop_by_hand(deterministic):
     assert len(set(results.returns)) == 3
 
 
+@pytest.mark.slow
 def test_a_game_is_whole_and_its_rewards_raw():
     env, pi = atari()
     (returned,), (length,) = evaluate(pi, env, 1, seed=1, deterministic=False)
@@ -86,6 +87,7 @@ def evaluate_on_ranks(_):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_an_evaluation_does_not_depend_on_the_ranks():
     alone = evaluate_on_ranks(None)

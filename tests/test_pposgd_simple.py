@@ -897,7 +897,9 @@ def test_a_monitors_earlier_episodes_do_not_count():
         ({"max_timesteps": 32 * 25_000 / 8 - 1}, False),  # 8 updates in 32 steps
         ({"max_timesteps": 32 * 25_000 / 8 + 1}, True),
         ({"max_timesteps": 1e9, "compile": False}, False),
-        ({"max_seconds": 1e9}, False),
+        ({"max_seconds": 60}, False),
+        ({"max_seconds": 61}, True),
+        ({"max_episodes": 10**9}, False),
     ],
 )
 def test_long_runs_compile_and_short_ones_do_not(options, expected, monkeypatch):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import run_mujoco
 from common.checkpoint import checkpoint_files, read_checkpoint
 from tests.ranks import OPEN_MPI, ROOT, mpirun, rank_environment
 
@@ -197,16 +198,20 @@ def test_resume_before_the_first_checkpoint_starts_from_the_beginning(finished, 
         (["--resume"], "--resume needs the run's folder"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_resumed_is_one_line(flags, message, finished, tmp_path):
+def test_what_cannot_be_resumed_is_one_line(
+    flags, message, finished, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").mkdir()
-    script, *_ = RUNS["hopper"]
     before = results(tmp_path / "run")
-    done = mpirun(0, str(ROOT / script), *flags, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    with pytest.raises(SystemExit) as leave:
+        run_mujoco.main(flags)
+    assert leave.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
     np.testing.assert_equal(results(tmp_path / "run"), before)
 
 
