@@ -1,6 +1,8 @@
 import argparse
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ from common.play import evaluate, record
 from ppo1.cnn_policy import CnnPolicy
 from ppo1.mlp_policy import MlpPolicy
 from tests.envs import Countdown
-from tests.ranks import ROOT, mpirun, on_ranks
+from tests.ranks import ROOT, mpirun, on_ranks, rank_environment
 
 ATARI = argparse.Namespace(env="BreakoutNoFrameskip-v4", clip_rewards=True, frame_stack=4)
 
@@ -364,6 +366,35 @@ def test_a_robot_is_filmed_without_a_display(trained, tmp_path):
     assert frames.shape[1:] == (480, 480, 3)
     assert frames.std() > 10
     assert [path for path in tmp_path.iterdir() if path != film] == []
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.skipif(shutil.which("Xvfb") is None, reason="no Xvfb here")
+@pytest.mark.parametrize("env", ["InvertedPendulum-v4", "CartPole-v1"])
+def test_playing_in_a_real_window(env, tmp_path):
+    read, write = os.pipe()
+    server = ["Xvfb", "-displayfd", str(write), "-screen", "0", "800x600x24", "-nolisten", "tcp"]
+    command = [sys.executable, str(ROOT / "run_mujoco.py"), "--env", env, "--num-timesteps", "0",
+               "--play", "--seed", "0"]  # fmt: skip
+    with subprocess.Popen(server, pass_fds=[write], stderr=subprocess.DEVNULL) as screen:
+        os.close(write)
+        try:
+            with open(read) as file:
+                display = f":{file.readline().strip()}"
+            with subprocess.Popen(
+                command, cwd=tmp_path, env=rank_environment(DISPLAY=display),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            ) as process:  # fmt: skip
+                lines = [process.stdout.readline() for _ in range(2)]
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=60)
+        finally:
+            screen.terminate()
+    assert (process.returncode, lines[0]) == (0, "Playing until the window is closed, or Ctrl-C\n")
+    assert lines[1].startswith("Episode 0: return ")
+    assert "Error" not in err
+    assert list(tmp_path.iterdir()) == []
 
 
 class Window(Painted):

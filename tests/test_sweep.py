@@ -1,6 +1,7 @@
 """Sweeps, with the real script."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -127,8 +128,12 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
 
 @pytest.mark.slow
 @pytest.mark.mpi
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_sweep_that_was_stopped_goes_on_and_equals_one_that_was_not(ranks, tmp_path):
+@pytest.mark.parametrize(
+    ("ranks", "signum"), [(1, signal.SIGINT), (2, signal.SIGINT), (1, signal.SIGKILL)]
+)
+def test_a_sweep_that_was_stopped_goes_on_and_equals_one_that_was_not(ranks, signum, tmp_path):
+    """The killed one dies with its jobs, as with the machine."""
+
     def command(out):
         return [
             sys.executable, "-m", "common.sweep", SCRIPT, "--env", "Reacher-v4", "--seed", "0-2",
@@ -145,21 +150,30 @@ def test_a_sweep_that_was_stopped_goes_on_and_equals_one_that_was_not(ranks, tmp
         while not all(path.exists() and path.stat().st_size for path in logs):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(signum)
+        if signum == signal.SIGKILL:
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
         out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "2 jobs to save at the next iteration's start" in out
-    assert [row["status"] for row in summary(tmp_path / "stopped")] == [
-        "stopped", "stopped", "waiting"
-    ]  # fmt: skip
-    saved = [checkpoint_files(path.parent / "checkpoints")[0].name for path in logs]
+    was_killed = signum == signal.SIGKILL
+    assert process.returncode == (-signum if was_killed else 130)
+    assert ("2 jobs to save at the next iteration's start" in out) != was_killed
+    status = "running" if was_killed else "stopped"
+    rows = summary(tmp_path / "stopped")
+    assert [row["status"] for row in rows] == [status, status, "waiting"]
+    saved = (
+        []
+        if was_killed
+        else [checkpoint_files(path.parent / "checkpoints")[0].name for path in logs]
+    )
     for out in ("stopped", "whole"):
         subprocess.run(command(out), cwd=tmp_path, env=environment, check=True, timeout=200)
         assert {row["status"] for row in summary(tmp_path / out)} == {"finished"}
     for seed in range(3):
         folder = f"Reacher-v4/seed{seed}"
         assert_equal(tmp_path / "stopped" / folder, tmp_path / "whole" / folder)
-    for path, name in zip(logs, saved, strict=True):
+    for path, name in zip(logs, saved, strict=not was_killed):
         iteration = int(name[10:19])
         assert f"Resuming before iteration {iteration}, exactly" in (
             path.with_name("log.txt").read_text()
