@@ -17,7 +17,7 @@ from tests.test_resume import RUNS, assert_equal, cwd_of, launch
 
 pytestmark = [pytest.mark.cluster, pytest.mark.mpi]
 
-FLAGS = ("--num-timesteps", "6000")
+FLAGS = ("--num-timesteps", "60000")  # longer than Slurm takes to pre-empt a job
 SLURM_CONF = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -206,9 +206,10 @@ def end_time(slurm, job):
 @pytest.mark.parametrize("events", [(requeue, requeue), (pre_empt, end_time)])
 def test_a_job_that_is_taken_away_goes_on_by_itself(events, slurm, whole, tmp_path):
     job = Job(slurm, tmp_path, save_interval=0)
-    for iterations, event in zip((3, 5), events, strict=True):
+    for count, iterations, event in zip((1, 2), (3, 5), events, strict=True):
         job.wait_for_iterations(iterations)
         event(slurm, job)
+        wait_until(lambda: job.output().count(", and saved; go on with") == count, seconds=60)  # noqa: B023
     assert job.wait_until_ended() == "COMPLETED", job.output()
     assert job.output().count(", and saved; go on with") == 2, job.output()
     assert job.output().count(", exactly") == 2
