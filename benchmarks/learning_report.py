@@ -38,6 +38,29 @@ CURVE_NAMES = {
 }
 
 
+def report_flags(out: Path) -> dict[str, dict[str, Any]]:
+    """Return the flags that say which runs to read and where the report goes; `out` is a default.
+
+    They are names and options for `add_argument`, to stand last.
+    """
+    return {
+        "--out": dict(
+            metavar="DIR",
+            type=Path,
+            default=out,
+            help=f"folder of the runs (default: {out.relative_to(ROOT)})",
+        ),
+        "--no-train": dict(action="store_true", help="start no runs"),
+        "--tables": dict(action="store_true", help="read no runs either, only the CSV files"),
+        "--report": dict(
+            metavar="DIR",
+            type=Path,
+            default=HERE,
+            help="folder of results/ and README.md (default: benchmarks)",
+        ),
+    }
+
+
 # ---- Runs as rows --------------------------------------------------------------------------------
 
 
@@ -141,5 +164,5 @@ def provenance(rows: Sequence[Row]) -> str:
         for name, length in (("commit", None), ("versions", None), ("started", len("2000-01-01")))
     )
     return (
-        f"{len(rows)} runs such as `{rows[0]['command']}`, {dates}, commit {commits}; {versions}."
+        f"Runs: {len(rows)}, such as `{rows[0]['command']}`, {dates}, commit {commits}; {versions}."
     )

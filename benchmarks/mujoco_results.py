@@ -29,6 +29,7 @@ from learning_report import (
     check_run,
     is_finished,
     provenance,
+    report_flags,
     run_row,
     runs_from,
     summary,
@@ -75,20 +76,7 @@ def arg_parser() -> argparse.ArgumentParser:
             metavar="N", type=int, default=1_000_000, help="of a run (default: 1000000)"
         ),
         "--jobs": dict(metavar="N", type=int, help="runs at a time (default: what the cores hold)"),
-        "--out": dict(
-            metavar="DIR",
-            type=Path,
-            default=ROOT / "runs" / "results" / "mujoco",
-            help="folder of the runs, ENV/seedN (default: runs/results/mujoco)",
-        ),
-        "--no-train": dict(action="store_true", help="start no runs"),
-        "--tables": dict(action="store_true", help="read no runs either, only the CSV files"),
-        "--report": dict(
-            metavar="DIR",
-            type=Path,
-            default=HERE,
-            help="folder of results/ and README.md (default: benchmarks)",
-        ),
+        **report_flags(ROOT / "runs" / "results" / "mujoco"),
         "--baselines": dict(
             metavar="CSV",
             type=Path,

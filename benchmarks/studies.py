@@ -33,6 +33,7 @@ from learning_report import (
     check_run,
     is_finished,
     provenance,
+    report_flags,
     run_row,
     runs_from,
     summary,
@@ -55,6 +56,7 @@ from common.plot_util import (
 
 PUBLISHED = HERE / "reference" / "published_atari.csv"
 PAPER = "the paper's runs"
+PRESET_OF_PAPER = "paper, 8 ranks"  # ours that are like them
 GRID = 25_000  # timesteps between the points that are kept of an Atari run's curve
 SHOWN = (250_000, 500_000, 1_000_000, 1_500_000, 2_000_000, 2_500_000, 3_000_000)  # in its table
 COLUMNS = ("label", *RUN_COLUMNS, "updates", "frames", "cores")
@@ -138,13 +140,13 @@ STUDIES = {
         )
     ],
     "atari": [
-        atari_line("paper, 8 ranks", "Pong", "pong-paper-np8", "paper",
+        atari_line(PRESET_OF_PAPER, "Pong", "pong-paper-np8", "paper",
                    ranks=8, stack=4, stop=3_000_000),
         atari_line("ppo1, 2 ranks", "Pong", "pong-ppo1-np2", "ppo1",
                    ranks=2, stack=4, stop=3_000_000),
         atari_line("paper, 8 ranks, 1 frame", "Pong", "pong-paper-np8-frame-stack1",
                    "paper", "--frame-stack", "1", ranks=8, stack=1, stop=3_000_000),
-        atari_line("paper, 8 ranks", "Breakout", "breakout-paper-np8", "paper",
+        atari_line(PRESET_OF_PAPER, "Breakout", "breakout-paper-np8", "paper",
                    ranks=8, stack=4, stop=1_000_000),
     ],
 }  # fmt: skip
@@ -176,20 +178,7 @@ def arg_parser() -> argparse.ArgumentParser:
             default=1,
             help="ablations' runs at a time (default: 1, as in the other studies)",
         ),
-        "--out": dict(
-            metavar="DIR",
-            type=Path,
-            default=ROOT / "runs" / "results",
-            help="folder of all studies' runs (default: runs/results)",
-        ),
-        "--no-train": dict(action="store_true", help="start no runs"),
-        "--tables": dict(action="store_true", help="read no runs either, only the CSV files"),
-        "--report": dict(
-            metavar="DIR",
-            type=Path,
-            default=HERE,
-            help="folder of results/ and README.md (default: benchmarks)",
-        ),
+        **report_flags(ROOT / "runs" / "results"),
     }
     for name, options in flags.items():
         parser.add_argument(name, **options)
@@ -385,10 +374,22 @@ def paper_curves(curves: Sequence[Row]) -> list[Reference]:
             *(row["timesteps"] for row in curves if row["env"] == env),
             *(line.timesteps for line in STUDIES["atari"] if line.env == env),
         )
-        points = [p for p in read_csv(PUBLISHED) if p["env"] == env and p["timesteps"] <= end]
+        points = [point for x, point in published_points(env).items() if x <= end]
         xs, ys = (np.array([p[name] for p in points], float) for name in ("timesteps", "mean"))
         references.append(Reference(env, f"{PAPER} (published)", xs, ys))
     return references
+
+
+def published_points(env: str) -> dict[int, Row]:
+    """Return the rows of the paper's curve by timesteps."""
+    return {row["timesteps"]: row for row in read_csv(PUBLISHED) if row["env"] == env}
+
+
+def published_score(point: Row) -> str:
+    """Return a point of the paper's curve, with the range of its seeds where that is known."""
+    if point["lowest_seed"] == "":
+        return f"{point['mean']:g}"
+    return f"{point['mean']:g} ({point['lowest_seed']:g} to {point['highest_seed']:g})"
 
 
 def runs_of(line: Line, rows: Iterable[Row]) -> list[Row]:
@@ -478,8 +479,9 @@ def render_atari(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
     lines = []
     for env in dict.fromkeys(line.env for line in STUDIES["atari"]):
         game = env.removesuffix("NoFrameskip-v4")
-        points = {p["timesteps"]: p["mean"] for p in read_csv(PUBLISHED) if p["env"] == env}
-        lines.append([game, PAPER, "3", "", *(f"{points[x]:g}" for x in SHOWN), "", "", ""])
+        points = published_points(env)
+        scores = [published_score(points[x]) for x in SHOWN]
+        lines.append([game, PAPER, "3", "", *scores, "", "", ""])
         for line in STUDIES["atari"]:
             if line.env != env:
                 continue

@@ -34,6 +34,7 @@ from common.checkpoint import (
 from common.cmd_util import LIMITS, ArgumentParser, describe, flag, parse_args
 from common.env_state import get_env_state, set_env_state
 from common.launch import relaunch
+from common.misc_util import counted
 from common.monitor import find_monitor, truncate_monitor_file
 from common.mpi_util import abort_job_on_error, agree
 from common.policy_file import describe_policy, write_policy
@@ -307,7 +308,7 @@ def device_of(args: argparse.Namespace) -> torch.device:
     count = torch.cuda.device_count()
     index = MPI.COMM_WORLD.Get_rank() % count if device.index is None else device.index
     if index >= count:
-        raise ValueError(f"--device {args.device}: this machine has {count} GPUs")
+        raise ValueError(f"--device {args.device}: this machine has {counted(count, 'GPU')}")
     return torch.device("cuda", index)
 
 
@@ -407,7 +408,7 @@ def begin_run(
         check_run(parser, lambda: track(args, folder, append=not is_new) if is_root else None)
     if earlier is not None:
         logger.log(f"The run that was there is now in {earlier}")
-    ranks = f"{comm.Get_size()} rank{'s' if comm.Get_size() > 1 else ''}"
+    ranks = counted(comm.Get_size(), "rank")
     logger.log(f"{title} on {args.env}, preset {args.preset}, {ranks}, seed {args.seed}")
     logger.log(", ".join(f"{name} {version}" for name, version in package_versions().items()))
     return lock
@@ -445,8 +446,9 @@ def set_aside_earlier_run(folder: Path) -> Path | None:
         the folder `earlier-N` in it that has them now; None for a run without a checkpoint, whose
         files are removed.
     """
+    checkpoints = checkpoint_files(folder / "checkpoints")
     paths = [
-        *checkpoint_files(folder / "checkpoints"),
+        *checkpoints,
         *folder.glob("checkpoints/iteration-*.set-aside"),
         *folder.glob("checkpoints/.iteration-*.partial"),
         *folder.glob("[0-9]*.monitor.csv"),
@@ -458,7 +460,7 @@ def set_aside_earlier_run(folder: Path) -> Path | None:
         *folder.glob("evaluation.json"),
         *folder.glob("wandb-id"),
     ]
-    if not checkpoint_files(folder / "checkpoints"):
+    if not checkpoints:
         for path in paths:
             path.unlink()
         return None

@@ -82,7 +82,7 @@ def test_report_on_finished_runs(folder: Path, capsys: pytest.CaptureFixture[str
     assert image.imread(folder / "results" / "mujoco.png").std() > 0.05
 
     text = (folder / "README.md").read_text()
-    assert text.startswith(f"# Before\n{results.BEGIN}\n\n5 runs such as `python run_mujoco.py")
+    assert text.startswith(f"# Before\n{results.BEGIN}\n\nRuns: 5, such as `python run_mujoco.py")
     assert text.endswith(f"{results.END}\nafter\n")
     # Of two runs the standard error is half their difference.
     cheetah, hopper, reacher = (

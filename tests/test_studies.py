@@ -121,7 +121,7 @@ def test_ranks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "- 4 ranks against one: in HalfCheetah-v4 0.25 times the updates and 1.50 times the time, "
         "return: none: one seed.",
     ]
-    assert "8 runs such as `python run_mujoco.py --num-procs 1 --seed 0`, 2026-01-02" in text
+    assert "Runs: 8, such as `python run_mujoco.py --num-procs 1 --seed 0`, 2026-01-02" in text
     assert "Cores: unknown" in text
 
     rows = read_csv(folder / "results" / "ranks_runs.csv")
@@ -195,14 +195,15 @@ def test_atari_is_reported_as_far_as_it_is(
         "| game | run | seeds | reached | 0.25 M | 0.5 M | 1 M | 1.5 M | 2 M | 2.5 M | 3 M | last "
         "| frames | hours |",
         "| --- |" + " ---: |" * 13,
-        "| Pong | the paper's runs | 3 |  | -20 | -15 | -10 | 8 | 12 | 17 | 19 |  |  |  |",
+        "| Pong | the paper's runs | 3 |  | -20 | -15 (-19 to -9) | -10 (-17 to -4) | 8 (-3 to 16) "
+        "| 12 (7 to 17) | 17 (15 to 20) | 19 |  |  |  |",
         f"| Pong | {paper} | seed 0 | 0.62 M | -20.0 | 0.0 |  |  |  |  |  | 20.0 | 2.5 M | 2.0 |",
         "| Pong | ppo1, 2 ranks |  | not run yet |  |  |  |  |  |  |  |  |  |  |",
         f"| Pong | {paper}, 1 frame |  | not run yet |  |  |  |  |  |  |  |  |  |  |",
         "| Breakout | the paper's runs | 3 |  | 12 | 16 | 26 | 35 | 40 | 55 | 74 |  |  |  |",
         f"| Breakout | {paper} |  | not run yet |  |  |  |  |  |  |  |  |  |  |",
     ]
-    assert "1 runs such as `python run_atari.py --num-procs 8 --preset paper --seed 0`" in text
+    assert "Runs: 1, such as `python run_atari.py --num-procs 8 --preset paper --seed 0`" in text
     curves = read_csv(folder / "results" / "atari_curves.csv")
     assert [row["timesteps"] for row in curves][:2] == [100_000, 125_000]
     assert curves[-1]["timesteps"] == 600_000
