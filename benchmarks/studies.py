@@ -348,11 +348,16 @@ def report(study: str, folder: Path) -> None:
     rows, curves = (read_csv(results / f"{study}_{name}.csv") for name in ("runs", "curves"))
     for name, figure in figures(study, curves):
         save_figure(figure, results / f"{name}.png")
-    render = {"ranks": render_ranks, "ablations": render_ablations, "atari": render_atari}[study]
-    text = "\n\n".join(render(rows, curves))
+    text = render(study, rows, curves)
     begin, end = markers(study)
     fill_between_markers(folder / "README.md", text, begin=begin, end=end)
     print(text)
+
+
+def render(study: str, rows: Sequence[Row], curves: Sequence[Row]) -> str:
+    """Return README.md's part on a study, made from the rows of its CSV files."""
+    makers = {"ranks": render_ranks, "ablations": render_ablations, "atari": render_atari}
+    return "\n\n".join(makers[study](rows, curves))
 
 
 def figures(study: str, curves: Sequence[Row]) -> Iterator[tuple[str, Any]]:

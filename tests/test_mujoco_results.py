@@ -157,6 +157,13 @@ def test_references_are_complete() -> None:
             assert curve[-1, 0] >= 1_000_000
 
 
+def test_the_readme_is_up_to_date() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    rows = read_csv(ROOT / "benchmarks" / "results" / "mujoco_runs.csv")
+    expected = results.render(rows, read_csv(results.BASELINES), read_csv(results.PUBLISHED))
+    assert text.partition(results.BEGIN)[2].partition(results.END)[0].strip() == expected
+
+
 def test_baselines_are_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "measured.csv"
     with path.open("w", newline="") as file:

@@ -280,6 +280,15 @@ def test_the_repository_has_what_the_studies_need() -> None:
         assert set(studies.SHOWN) < known
 
 
+@pytest.mark.parametrize("study", studies.STUDIES)
+def test_the_readme_is_up_to_date(study: str) -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    begin, end = studies.markers(study)
+    results = ROOT / "benchmarks" / "results"
+    rows, curves = (read_csv(results / f"{study}_{name}.csv") for name in ("runs", "curves"))
+    assert text.partition(begin)[2].partition(end)[0].strip() == studies.render(study, rows, curves)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "only", "timesteps", "start"),
