@@ -4,7 +4,7 @@
     python benchmarks/variants.py torch-adam --env Hopper-v4 --seed 0
 
 The variants:
-    torch-adam    Adam's epsilon inside the bias correction, as `torch.optim.Adam` has it
+    torch-adam    epsilon * sqrt(1 - beta2**t) for Adam's epsilon, as `torch.optim.Adam` has it
     stored-logp   the ratio's denominator is the probability at sampling time, of the policy and
                   the observation statistics that acted, as most other implementations have it
 """
@@ -52,9 +52,10 @@ def segments_with_logp(
 ) -> Iterator[Segment]:
     """Yield segments with `logp`, (T,), the actions' log-probabilities when they were sampled.
 
-    The action at index 0 was sampled before the update that precedes the segment.
+    The action at index 0 was sampled before the update that precedes the segment: its
+    log-probability is kept in `carry`, which is saved with a checkpoint.
     """
-    logp_of_next: torch.Tensor | None = None
+    logp_of_next = options.get("carry", {}).get("logp")
     for seg in traj_segment_generator(pi, env, horizon, stochastic, **options):
         carry = seg["carry"]
         obs = np.concatenate([seg["ob"], np.asarray(carry["ob"])[None]])
@@ -64,7 +65,7 @@ def segments_with_logp(
             logp = pi.pdtype.pdfromflat(pdparam).logp(torch.from_numpy(acs))
         if logp_of_next is not None:
             logp[0] = logp_of_next
-        logp_of_next = logp[-1].clone()
+        carry["logp"] = logp_of_next = float(logp[-1])
         seg["logp"] = logp[:-1]
         yield seg
 

@@ -516,6 +516,7 @@ def run_config(args: argparse.Namespace, argv: Sequence[str] | None) -> dict[str
         "command": [sys.executable, sys.argv[0], *flags],
         "ranks": MPI.COMM_WORLD.Get_size(),
         "hostname": platform.node(),
+        "cores": len(os.sched_getaffinity(0)),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": git_commit(),
         "versions": package_versions(),

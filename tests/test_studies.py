@@ -16,10 +16,13 @@ from tests.ranks import ROOT, rank_environment
 
 sys.path.append(str(ROOT / "benchmarks"))  # scripts, not a package
 studies = importlib.import_module("studies")
-read_csv = importlib.import_module("throughput_report").read_csv
+studies_report = importlib.import_module("studies_report")
+throughput_report = importlib.import_module("throughput_report")
+read_csv, write_csv = throughput_report.read_csv, throughput_report.write_csv
 
 CHEETAH, HOPPER, PENDULUM = "HalfCheetah-v4", "Hopper-v4", "InvertedPendulum-v4"
-PONG = "PongNoFrameskip-v4"
+PONG, BREAKOUT = "PongNoFrameskip-v4", "BreakoutNoFrameskip-v4"
+PAPER = "paper, 8 ranks"
 
 
 def write_run(
@@ -28,6 +31,7 @@ def write_run(
     label: str,
     env: str,
     seed: int,
+    /,
     *,
     returns: float,
     iterations: int = 100,
@@ -36,6 +40,7 @@ def write_run(
     games: int = 150,
     frames: bool = False,
     script: str = "",
+    resumed: tuple[dict[str, Any], ...] = (),
     **arguments: Any,
 ) -> Path:
     """Write a run of a study's line whose return grows evenly; return its folder.
@@ -43,19 +48,31 @@ def write_run(
     Its games have 1000 timesteps each, the last 100 of them all the same return.
     """
     (line,) = [x for x in studies.STUDIES[study] if (x.label, x.env) == (label, env)]
-    folder = out / line.folder / f"seed{seed}"
+    folder = out / line.group / line.env / f"seed{seed}"
     folder.mkdir(parents=True)
+    words = line.argv
+    ranks = int(words[words.index("--num-procs") + 1]) if "--num-procs" in words else 1
     ppo = {"timesteps_per_actorbatch": 2048, "optim_batchsize": 64, "optim_epochs": 10}
-    expected = {name: value for name, value in line.expected.items() if name != "ranks"}
+    if study == "atari":
+        paper = {"timesteps_per_actorbatch": 128, "optim_batchsize": 32, "optim_epochs": 3}
+        ppo = {"preset": "paper", **paper}
+    else:
+        ppo["preset"] = "mujoco"
+    ppo |= {"env": env, "seed": seed, "bootstrap_truncated": "--bootstrap-truncated" in words}
+    if "variants" in words[0]:
+        ppo["variant"] = words[1]
     config = {
-        "arguments": {"env": env, "seed": seed, **ppo, **expected, **arguments},
-        "command": ["/bin/python", script or line.argv[0], *line.argv[1:], "--seed", f"{seed}"],
-        "ranks": line.expected["ranks"],
-        "hostname": "elsewhere",
+        "arguments": ppo | arguments,
+        "command": ["/bin/python", f"/checkout/{script or words[0]}", *words[1:], "--env", env,
+                    "--seed", f"{seed}", "--log-path", str(folder)],
+        "ranks": ranks,
+        "cores": 2,
         "started": "2026-01-02T03:04:05+0000",
         "git_commit": "0123456789abcdef",
-        "versions": {"python": "3.11"},
-    }
+        "versions": {"python": "3.11", "torch": "2"},
+        "mpi": "MPICH",
+        "resumed": resumed,
+    }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     with (folder / "progress.csv").open("w") as file:
         names = "EpisodesSoFar,TimestepsSoFar,TimeElapsed,EpTrueRewMean"
@@ -65,17 +82,19 @@ def write_run(
             value = returns * part if i else "nan"  # no episode has ended in the first
             row = [10 * i, int(end * part), seconds * part, value]
             file.write(",".join(map(str, [*row, int(4 * end * part)] if frames else row)) + "\n")
-    rewards = [-1e9] * (games - 100) + [returns] * 100
-    rows = "".join(f"{r},1000,{t}\n" for t, r in enumerate(rewards))
-    header = '#{"t_start": 1.0, "env_id": "x"}\nr,l,t\n'
-    (folder / "0.monitor.csv").write_text(header + rows)
+    write_games(folder, [-1e9] * (games - 100) + [returns] * 100)
     return folder
+
+
+def write_games(folder: Path, returns: list[float], length: int = 1000) -> None:
+    rows = "".join(f"{r},{length},{t}\n" for t, r in enumerate(returns))
+    (folder / "0.monitor.csv").write_text(f'#{{"t_start": 1.0, "env_id": "x"}}\nr,l,t\n{rows}')
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A report's folder, whose README.md has the markers of all studies."""
-    text = "".join("\n".join(studies.markers(study)) + "\n" for study in studies.STUDIES)
+    text = "".join("\n".join(studies_report.markers(study)) + "\n" for study in studies.STUDIES)
     (tmp_path / "README.md").write_text(text)
     return tmp_path
 
@@ -84,12 +103,86 @@ def report(folder: Path, study: str, *flags: str) -> str:
     studies.main([study, "--no-train", "--out", str(folder / "runs"), "--report", str(folder),
                   *flags])  # fmt: skip
     text = (folder / "README.md").read_text()
-    begin, end = studies.markers(study)
+    begin, end = studies_report.markers(study)
     return text.partition(begin)[2].partition(end)[0]
 
 
 def lines_of(text: str, start: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def test_mujoco(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "runs"
+    for seed, returns in enumerate((1000.0, 2000.0)):
+        write_run(out, "mujoco", "ours", HOPPER, seed, returns=returns)
+        write_run(out, "mujoco", "ours", CHEETAH, seed, returns=9 * returns, seconds=125)
+    write_run(out, "mujoco", "ours", "Reacher-v4", 0, returns=-5.0)
+    write_run(out, "mujoco", "ours", "Reacher-v4", 1, returns=-5.0, end=999_999)  # unfinished
+    text = report(folder, "mujoco")
+    # Of two runs the standard error is half their difference.
+    cheetah, hopper, reacher = (
+        lines_of(text, f"| {env}")[0] for env in (CHEETAH, HOPPER, "Reacher-v4")
+    )
+    assert cheetah.startswith("| HalfCheetah-v4 | 2 | 13500 ± 4500 | 9000 to 18000 | ")
+    assert cheetah.endswith("| higher |")
+    assert hopper.startswith("| Hopper-v4 | 2 | 1500 ± 500 | 1000 to 2000 | ")
+    assert reacher.startswith("| Reacher-v4 | 1 | -5.00 |  | ")
+    assert reacher.endswith("| none: one seed |")
+    assert (
+        "| HalfCheetah-v4 | 13500 | 1668.58 | 1800 | 1750 | 2201 ± 323 | 3043 (1920 to 4165) | "
+        "1442.64 ± 46.03 |" in text
+    )
+    assert "Our seeds, from 0 on: HalfCheetah-v4 9000, 18000; Hopper-v4 1000, 2000; " in text
+    assert "Runs: 5, of 2026-01-02, commit 0123456789ab; python 3.11, torch 2; MPICH. " in text
+    assert "Commands: `python run_mujoco.py --env ENV --seed N --log-path DIR`." in text
+
+    rows = read_csv(folder / "results" / "mujoco_runs.csv")
+    assert [(row["env"], row["seed"], row["return_mean"]) for row in rows] == [
+        (CHEETAH, 0, 9000), (CHEETAH, 1, 18000), (HOPPER, 0, 1000), (HOPPER, 1, 2000),
+        ("Reacher-v4", 0, -5),
+    ]  # fmt: skip
+    first = rows[0]
+    assert (first["episodes"], first["timesteps"], first["seconds"]) == (990, 1_000_000, 125)
+    assert first["command"] == f"python run_mujoco.py --env {CHEETAH} --seed 0 --log-path DIR"
+    assert str(folder) not in (folder / "results" / "mujoco_runs.csv").read_text()
+    curves = read_csv(folder / "results" / "mujoco_curves.csv")
+    assert len(curves) == 5 * 99  # less the first iteration's, in which no episode ended
+    assert (curves[-1]["timesteps"], curves[-1]["return_mean"]) == (1_000_000, -5)
+    assert image.imread(folder / "results" / "mujoco.png").std() > 0.05
+    capsys.readouterr()
+
+
+def test_mujocos_figure_has_ours_baselines_and_the_published_level() -> None:
+    curves = [
+        dict(label="ours", env=HOPPER, seed=seed, timesteps=x, return_mean=x * (2 * seed + 1) / 1e3)
+        for seed in (0, 1)
+        for x in (0, 1_000_000)
+    ]
+    ((name, figure),) = studies_report.figures("mujoco", curves)
+    assert name == "mujoco"
+    (axes,) = figure.axes
+    ours, theirs, level = axes.get_lines()
+    assert ours.get_ydata()[-1] == pytest.approx(2000)
+    baselines = studies_report.curves_of(read_csv(studies_report.BASELINES), HOPPER)
+    assert theirs.get_ydata()[-1] == pytest.approx(np.mean([c[-1, 1] for c in baselines]), rel=1e-3)
+    assert theirs.get_label() == "baselines' ppo1 (3 seeds)"
+    assert (level.get_ydata()[0], level.get_label()) == (2316.16, "ppo2 -v2 (published)")
+    assert theirs.is_dashed()
+    assert level.is_dashed()
+    assert [t.get_text() for t in axes.get_legend().get_texts()][0] == "ours (2 seeds)"
+
+
+def test_references_are_complete() -> None:
+    families = {env.partition("-")[0] for env in studies_report.MUJOCO}
+    published = read_csv(studies_report.PUBLISHED_MUJOCO)
+    levels = {row["env"] for row in published if row["source"] == studies_report.LEVEL}
+    assert levels == families
+    for env in studies_report.MUJOCO:
+        curves = studies_report.curves_of(read_csv(studies_report.BASELINES), env)
+        assert curves
+        assert all(len(curve) == 100 and curve[-1, 0] >= 1_000_000 for curve in curves)
+    for env in {line.env for line in studies.STUDIES["atari"]}:
+        assert set(studies_report.SHOWN) < studies_report.published_points(env).keys()
 
 
 def test_ranks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,24 +198,18 @@ def test_ranks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     # 32 minibatches, 10 epochs; of returns 0, 1 and 2 the standard error is 1 / sqrt(3)
     assert lines_of(text, f"| {HOPPER}") == [
-        "| Hopper-v4 | 1 rank | 3 | 2001 ± 1 | 2000 to 2002 |  | 32,000 | 1.0 |",
-        "| Hopper-v4 | 2 ranks | 3 | 1001 ± 1 | 1000 to 1002 | lower | 16,000 | 0.5 |",
-        "| Hopper-v4 | 4 ranks | not run yet |  |  |  |  |  |",
+        "| Hopper-v4 | 1 rank | 3 | 2001 ± 1 | 2000 to 2002 |  | 32,000 | 60 | 1.00 |",
+        "| Hopper-v4 | 2 ranks | 3 | 1001 ± 1 | 1000 to 1002 | lower | 16,000 | 30 | 2.00 |",
+        "| Hopper-v4 | 4 ranks | not run yet |  |  |  |  |  |  |",
     ]
     assert lines_of(text, f"| {CHEETAH}") == [
-        "| HalfCheetah-v4 | 1 rank | 1 | 10.00 |  |  | 32,000 | 1.0 |",
-        "| HalfCheetah-v4 | 2 ranks | not run yet |  |  |  |  |  |",
-        "| HalfCheetah-v4 | 4 ranks | 1 | 10.00 |  | none: one seed | 8,000 | 1.5 |",
+        "| HalfCheetah-v4 | 1 rank | 1 | 10.00 |  |  | 32,000 | 60 | 1.00 |",
+        "| HalfCheetah-v4 | 2 ranks | not run yet |  |  |  |  |  |  |",
+        "| HalfCheetah-v4 | 4 ranks | 1 | 10.00 |  | none: one seed | 8,000 | 90 | 0.67 |",
     ]
     assert len(lines_of(text, f"| {PENDULUM}")) == text.count(f"| {PENDULUM}") == 3
-    assert lines_of(text, "- ") == [
-        "- 2 ranks against one: in Hopper-v4 0.50 times the updates and 0.50 times the time, "
-        "return: lower.",
-        "- 4 ranks against one: in HalfCheetah-v4 0.25 times the updates and 1.50 times the time, "
-        "return: none: one seed.",
-    ]
-    assert "Runs: 8, such as `python run_mujoco.py --num-procs 1 --seed 0`, 2026-01-02" in text
-    assert "Cores: unknown" in text
+    assert "Cores: 2, one run at a time." in text
+    assert text.count("`python run_mujoco.py --num-procs ") == 3  # of 1, 2 and 4 ranks
 
     rows = read_csv(folder / "results" / "ranks_runs.csv")
     assert [(row["env"], row["label"], row["seed"]) for row in rows][:4] == [
@@ -131,7 +218,7 @@ def test_ranks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     curves = read_csv(folder / "results" / "ranks_curves.csv")
     last = dict(label="4 ranks", env=CHEETAH, seed=0, timesteps=1_000_000, seconds=90)
     assert curves[-1] == {**last, "return_mean": 10}
-    over_time = dict(studies.figures("ranks", curves))["ranks_time"]
+    over_time = dict(studies_report.figures("ranks", curves))["ranks_time"]
     longest = [max(line.get_xdata()) for line in over_time.axes[1].get_lines()]
     assert longest == pytest.approx([60, 30])  # seconds, HalfCheetah's panel being the first
     for name in ("ranks", "ranks_time"):
@@ -147,7 +234,7 @@ def test_ablations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(3):
         for label, returns in (("ppo1", 2000.0), ("torch-adam", 2001.0), ("stored-logp", 3000.0)):
             write_run(out, "ablations", label, HOPPER, seed, returns=returns + seed)
-    assert (out / "mujoco" / HOPPER / "seed2").is_dir()
+    assert (out / "ranks" / "num-procs1" / HOPPER / "seed2").is_dir()
     assert (out / "ablations" / "torch-adam" / HOPPER / "seed2").is_dir()
     text = report(folder, "ablations")
     assert lines_of(text, f"| {HOPPER}") == [
@@ -157,98 +244,136 @@ def test_ablations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "| Hopper-v4 | stored-logp | 3 | 3001 ± 1 | 3000 to 3002 | higher |",
     ]
     assert len(lines_of(text, f"| {CHEETAH}")) == 4
+    assert "`python benchmarks/variants.py torch-adam --env ENV --seed N --log-path DIR`" in text
     assert image.imread(folder / "results" / "ablations.png").std() > 0.05
-    capsys.readouterr()
-
-
-def test_runs_that_do_not_name_their_variant(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Such as were made before config.json had it."""
-    run = write_run(folder / "runs", "ablations", "torch-adam", HOPPER, 0, returns=1.0)
-    config = json.loads((run / "config.json").read_text())
-    config["command"].remove("torch-adam")
-    (run / "config.json").write_text(json.dumps(config))
-    report(folder, "ablations")
-    (row,) = read_csv(folder / "results" / "ablations_runs.csv")
-    assert row["command"] == "python benchmarks/variants.py torch-adam --seed 0"
     capsys.readouterr()
 
 
 def test_atari_is_reported_as_far_as_it_is(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paper = "paper, 8 ranks"
+    later = {"git_commit": "f" * 40, "versions": {"python": "3.11", "torch": "3"}}
     run = write_run(
-        folder / "runs", "atari", paper, PONG, 0, returns=20.0, end=620_000, games=600, frames=True,
-        seconds=7200,
+        folder / "runs", "atari", PAPER, PONG, 0, returns=20.0, end=620_000, frames=True,
+        seconds=7200, resumed=(later,),
     )  # fmt: skip
-    rewards = [-20.0] * 400 + [0.0] * 100 + [20.0] * 100
-    rows = "".join(f"{r},1000,{t}\n" for t, r in enumerate(rewards))
-    (run / "0.monitor.csv").write_text(f'#{{"t_start": 1.0}}\nr,l,t\n{rows}')
-    # too few games for a mean of 100 of them
-    write_run(folder / "runs", "atari", paper, "BreakoutNoFrameskip-v4", 0, returns=1.0, games=100)
-    few = folder / "runs" / "atari" / "breakout-paper-np8" / "seed0" / "0.monitor.csv"
-    few.write_text("".join(few.read_text().splitlines(keepends=True)[:-1]))
+    write_games(run, [-20.0] * 400 + [0.0] * 100 + [20.0] * 100)
+    # too few games for a mean of 101 of them
+    few = write_run(folder / "runs", "atari", PAPER, BREAKOUT, 0, returns=1.0)
+    write_games(few, [1.0] * 100)
     text = report(folder, "atari")
+    rest = "not run yet |" + "  |" * 10
     assert lines_of(text, "| ") == [
-        "| game | run | seeds | reached | 0.25 M | 0.5 M | 1 M | 1.5 M | 2 M | 2.5 M | 3 M | last "
-        "| frames | hours |",
+        "| game | run | seeds | reached | 0.25 M | 0.5 M | 1 M | 1.5 M | 2 M | 2.5 M | 3 M "
+        "| last 100 games | frames | hours |",
         "| --- |" + " ---: |" * 13,
         "| Pong | the paper's runs | 3 |  | -20 | -15 (-19 to -9) | -10 (-17 to -4) | 8 (-3 to 16) "
         "| 12 (7 to 17) | 17 (15 to 20) | 19 |  |  |  |",
-        f"| Pong | {paper} | seed 0 | 0.62 M | -20.0 | 0.0 |  |  |  |  |  | 20.0 | 2.5 M | 2.0 |",
-        "| Pong | ppo1, 2 ranks |  | not run yet |  |  |  |  |  |  |  |  |  |  |",
-        f"| Pong | {paper}, 1 frame |  | not run yet |  |  |  |  |  |  |  |  |  |  |",
+        # of the 101 games around the 500th, 50 and it are of the hundred before, 50 of those after
+        f"| Pong | {PAPER} | seed 0 | 0.62 M | -20.0 | {50 * 20 / 101:.1f} |  |  |  |  |  | 20.0 "
+        "| 2.5 M | 2.0 |",
+        f"| Pong | ppo1, 2 ranks |  | {rest}",
+        f"| Pong | {PAPER}, 1 frame |  | {rest}",
         "| Breakout | the paper's runs | 3 |  | 12 | 16 | 26 | 35 | 40 | 55 | 74 |  |  |  |",
-        f"| Breakout | {paper} |  | not run yet |  |  |  |  |  |  |  |  |  |  |",
+        f"| Breakout | {PAPER} |  | {rest}",
     ]
-    assert "Runs: 1, such as `python run_atari.py --num-procs 8 --preset paper --seed 0`" in text
+    assert "commit 0123456789ab; ffffffffffff; python 3.11, torch 2; python 3.11, torch 3" in text
     curves = read_csv(folder / "results" / "atari_curves.csv")
-    assert [row["timesteps"] for row in curves][:2] == [100_000, 125_000]
+    assert [row["timesteps"] for row in curves][:2] == [25_000, 50_000]
     assert curves[-1]["timesteps"] == 600_000
     assert {row["env"] for row in curves} == {PONG}
-    (reference,) = studies.paper_curves(curves)
+    (reference,) = studies_report.atari_references([PONG])
     assert reference.x[-1] == 3_000_000  # as far as the study goes
     assert reference.y[-1] == 19
     assert image.imread(folder / "results" / "atari.png").std() > 0.05
     capsys.readouterr()
 
 
-def test_mean_of_the_last_100_games_by_hand(tmp_path: Path) -> None:
+def test_mean_of_101_games_by_hand(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"arguments": {"env": "x"}}')
-    lengths = np.full(130, 700)
-    rows = "".join(f"{i},{n},{i}\n" for i, n in enumerate(lengths))
-    (tmp_path / "0.monitor.csv").write_text(f'#{{"t_start": 1.0}}\nr,l,t\n{rows}')
-    points = studies.atari_points(load_run(tmp_path))
-    # The 100th game ends at 70,000; of those over at 75,000, the last is number 107 (74,900)
-    assert points == [
-        {"timesteps": 75_000, "return_mean": pytest.approx(np.mean(np.arange(7, 107)))},
-        {"timesteps": 91_000, "return_mean": pytest.approx(np.mean(np.arange(30, 130)))},
+    write_games(tmp_path, list(range(130)), length=700)
+    points = {p["timesteps"]: p["return_mean"] for p in studies.atari_points(load_run(tmp_path))}
+    # Of the games that are over at 50,000, the last is number 70 (49,700): 50 before, 50 after it
+    assert points[50_000] == pytest.approx(np.mean(np.arange(20, 121)))
+    # At either end, those that there are: number 34 (24,500), and the last
+    assert points[25_000] == pytest.approx(np.mean(np.arange(85)))
+    assert points[91_000] == pytest.approx(np.mean(np.arange(79, 130)))
+    assert list(points) == [25_000, 50_000, 75_000, 91_000]
+
+
+def test_summary(folder: Path) -> None:
+    runs = [dict(env=HOPPER, seed=seed, return_mean=r) for seed, r in ((0, 9e5), (1, 11e5))]
+
+    def point(env: str, timesteps: int, score: float, seed: int = 0, label: str = PAPER) -> dict:
+        return dict(label=label, env=env, seed=seed, timesteps=timesteps, return_mean=score)
+
+    curves = [
+        point(PONG, 1_500_000, 17.0),
+        point(PONG, 2_500_000, 14.0, seed=0),
+        point(PONG, 2_500_000, 16.0, seed=1),
+        point(PONG, 2_500_000, 20.0, label="ppo1, 2 ranks"),
+        point(PONG, 2_600_000, 20.0),
+        point(PONG, 3_000_000, 20.0),  # at which the paper's seeds are not known
+        point(BREAKOUT, 500_000, 20.0),
+        point(BREAKOUT, 1_000_000, 30.0),
+    ]
+    for name, rows in (("mujoco_runs", runs), ("mujoco_curves", curves[:1]),
+                       ("atari_runs", curves[:1]), ("atari_curves", curves)):  # fmt: skip
+        write_csv(folder / "benchmarks" / "results" / f"{name}.csv", rows, list(rows[0]))
+    (folder / "README.md").write_text("before\n{}\n{}\n".format(*studies_report.SUMMARY_MARKERS))
+    studies.main(["summary", "--report", str(folder / "benchmarks")])
+    lines = lines_of((folder / "README.md").read_text(), "| ")[2:]
+    assert lines[0].startswith("| Hopper-v4 | 1 M | 1000000 ± 100000 (2) | ")
+    assert lines[0].endswith(" | 2316.16 | higher |")
+    assert lines[1:] == [
+        f"| {PONG} | 2.5 M | 15.00 ± 1.00 (2) |  | 17 (15 to 20) | among the paper's seeds |",
+        f"| {BREAKOUT} | 1 M | 30.00 (1) |  | 26 | none: the paper's seeds are not known |",
     ]
 
 
-def test_cores_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = load_run(write_run(folder, "ranks", "1 rank", HOPPER, 0, returns=1.0))
-    assert studies.counts(run) == {"updates": 32_000, "frames": "", "cores": ""}
-    monkeypatch.setattr(studies.platform, "node", lambda: "elsewhere")
-    assert studies.counts(run)["cores"] >= 1
+def test_place() -> None:
+    point = {"lowest_seed": -3, "highest_seed": 16, "reading_error": 0.5}
+    assert studies_report.place(-3.6, point) == "below the paper's seeds"
+    assert studies_report.place(16.6, point) == "above the paper's seeds"
+    for mean in (-3.5, 0, 16.5):
+        assert studies_report.place(mean, point) == "among the paper's seeds"
+
+
+def test_verdict() -> None:
+    def interval(low: float, high: float) -> dict:
+        return {"low": low, "high": high}
+
+    verdict = studies_report.verdict
+    assert verdict(interval(1, 3), interval(2, 4)) == "agree"
+    assert verdict(interval(1, 2), interval(2, 4)) == "agree"
+    assert verdict(interval(5, 6), interval(2, 4)) == "higher"
+    assert verdict(interval(-6, -5), interval(-4, -3)) == "lower"
+    assert verdict(interval(1, 3), studies_report.summary([2.0])) == "none: one seed"
+
+
+def test_mean_error_and_interval_by_hand() -> None:
+    found = studies_report.summary([1.0, 3.0])
+    assert (found["seeds"], found["mean"], found["error"]) == (2, 2, pytest.approx(1))
+    assert (found["low"], found["high"]) == (1, 3)
 
 
 @pytest.mark.parametrize(
     ("study", "arguments", "flags", "message"),
     [
-        ("ablations", {"bootstrap_truncated": True}, [], "seed0 is a run with {'env': 'Hopper-v4'"),
-        (
-            "ablations",
-            {"variant": "torch-adam"},
-            [],
-            "'script': 'run_mujoco.py', 'variant': 'torch",
-        ),
-        ("ablations", {"script": "variants.py"}, [], "'script': 'variants.py', 'variant': None"),
+        ("ablations", {"bootstrap_truncated": True}, [], "it has {'bootstrap_truncated': True}"),
+        ("ablations", {"variant": "torch-adam"}, [], "it has {'variant': 'torch-adam'}"),
+        ("ablations", {"script": "variants.py"}, [], "it has {'script': 'variants.py'}"),
+        ("ablations", {"optim_stepsize": 1e-3}, [], "it has {'optim_stepsize': 0.001}"),
+        ("ablations", {"num_timesteps": 2_000_000}, [], "it has {'num_timesteps': 2000000}"),
+        ("ablations", {"env": CHEETAH}, [], "it has {'env': 'HalfCheetah-v4'}"),
         ("ranks", None, [], "no run of ranks in"),
         ("atari", None, [], "no run of atari in"),
-        ("ranks", None, ["--only", "Walker"], "--only Walker: need part of one of ranks/Inverted"),
+        (
+            "ranks",
+            None,
+            ["--only", "Walker"],
+            "--only Walker: need part of one of ranks/num-procs1/Inverted",
+        ),
     ],
 )
 def test_what_is_refused(
@@ -269,33 +394,38 @@ def test_what_is_refused(
     assert not (folder / "results").exists()
 
 
-def test_the_repository_has_what_the_studies_need() -> None:
+def test_markers_and_folders() -> None:
     text = (ROOT / "benchmarks" / "README.md").read_text()
     for study, lines in studies.STUDIES.items():
-        begin, end = studies.markers(study)
+        begin, end = studies_report.markers(study)
         assert text.index(begin) < text.index(end)
-        assert len({line.folder for line in lines}) == len(lines)
-    for env in {line.env for line in studies.STUDIES["atari"]}:
-        known = {row["timesteps"] for row in read_csv(studies.PUBLISHED) if row["env"] == env}
-        assert set(studies.SHOWN) < known
+        assert len({(line.group, line.env) for line in lines}) == len(lines)
 
 
 @pytest.mark.parametrize("study", studies.STUDIES)
 def test_the_readme_is_up_to_date(study: str) -> None:
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    begin, end = studies.markers(study)
-    results = ROOT / "benchmarks" / "results"
-    rows, curves = (read_csv(results / f"{study}_{name}.csv") for name in ("runs", "curves"))
-    assert text.partition(begin)[2].partition(end)[0].strip() == studies.render(study, rows, curves)
+    begin, end = studies_report.markers(study)
+    rows, curves = studies_report.read_results(study, ROOT / "benchmarks" / "results")
+    expected = studies_report.render(study, rows, curves)
+    assert text.partition(begin)[2].partition(end)[0].strip() == expected
+
+
+def test_the_summary_is_up_to_date() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin, end = studies_report.SUMMARY_MARKERS
+    expected = studies_report.render_summary(ROOT / "benchmarks" / "results")
+    assert text.partition(begin)[2].partition(end)[0].strip() == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "only", "timesteps", "start"),
     [
-        ("ranks", "InvertedPendulum-v4/num-procs2", 3000, "| InvertedPendulum-v4 | 2 ranks | 1 |"),
+        ("mujoco", "InvertedPendulum", 3000, "| InvertedPendulum-v4 | 1 | "),
+        ("ranks", "num-procs2/InvertedPendulum", 3000, "| InvertedPendulum-v4 | 2 ranks | 1 |"),
         ("ablations", "torch-adam/Hopper", 3000, "| Hopper-v4 | torch-adam | 1 |"),
-        ("ablations", "mujoco/Hopper", 3000, "| Hopper-v4 | ppo1 | 1 |"),
+        ("ablations", "truncated/Hopper", 3000, "| Hopper-v4 | bootstrap-truncated | 1 |"),
     ],
 )
 def test_runs_are_made_once(
@@ -315,12 +445,12 @@ def test_runs_are_made_once(
         return done.stdout
 
     first = run()
-    assert "1 run, 1 to do, 1 at a time" in first
+    assert "1 run, 1 to do" in first
     assert len(lines_of(first, start)) == 1
     rows = read_csv(folder / "results" / f"{study}_runs.csv")
     assert rows[0]["timesteps"] >= timesteps
     second = run()
-    assert "to do" not in second
+    assert "1 run, 0 to do" in second
     assert read_csv(folder / "results" / f"{study}_runs.csv") == rows
 
 
@@ -328,10 +458,10 @@ def test_runs_are_made_once(
 def test_an_atari_run_goes_on(folder: Path) -> None:
     """Reports nothing yet, for want of 100 games, but trains, pauses and continues."""
     command = [
-        sys.executable, str(ROOT / "benchmarks" / "studies.py"), "atari", "--only", "pong-ppo1-np2",
+        sys.executable, str(ROOT / "benchmarks" / "studies.py"), "atari", "--only", "ppo1-np2",
         "--out", str(folder / "runs"), "--report", str(folder), "--num-timesteps",
     ]  # fmt: skip
-    run = folder / "runs" / "atari" / "pong-ppo1-np2" / "seed0"
+    run = folder / "runs" / "atari" / "ppo1-np2" / PONG / "seed0"
     reached = []
     for timesteps in (500, 4000):
         done = subprocess.run(

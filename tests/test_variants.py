@@ -1,5 +1,8 @@
+"""benchmarks/variants.py: the exchanged pieces, and that training uses them."""
+
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import run_mujoco
 from common.mpi_adam import MpiAdam
-from common.plot_util import read_config
+from common.plot_util import load_run, read_config
 from ppo1 import pposgd_simple
 from ppo1.mlp_policy import MlpPolicy
 from tests.ranks import ROOT
@@ -36,6 +40,54 @@ def test_torch_adam_takes_the_steps_of_torchs() -> None:
         # float32: the two round differently
         np.testing.assert_allclose(ours.detach(), theirs.detach(), rtol=0, atol=2e-6)
     assert (ours - ppo1s).abs().max() > 1e-2
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that runs the command line, without its effect on later tests."""
+
+    def main(command: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(variants.run_mujoco, "arg_parser", variants.run_mujoco.arg_parser)
+            for name in {name for pieces in variants.VARIANTS.values() for name in pieces}:
+                patch.setattr(pposgd_simple, name, getattr(pposgd_simple, name))
+            patch.setattr(sys, "argv", ["variants.py", *command.split()])
+            variants.main()
+
+    return main
+
+
+def kl_of_second_iteration(main: Callable[[str], None], folder: Path, command: str) -> float:
+    """Return the mean KL divergence of a short run's second iteration."""
+    main(
+        f"{command} --env InvertedPendulum-v4 --seed 0 --max-iters 2 --schedule constant "
+        f"--timesteps-per-actorbatch 256 --log-path {folder} --log-format csv"
+    )
+    progress = load_run(folder).progress
+    assert progress is not None
+    return float(progress["loss_kl"].iloc[-1])
+
+
+def test_training_uses_the_variants(main: Callable[[str], None], tmp_path: Path) -> None:
+    kls = [
+        kl_of_second_iteration(
+            lambda command: run_mujoco.main(command.split()), tmp_path / "ppo1", "--no-compile"
+        )
+    ]
+    for variant in variants.VARIANTS:
+        kl = kl_of_second_iteration(main, tmp_path / variant, f"{variant} --no-compile")
+        assert all(kl != pytest.approx(other, rel=1e-3) for other in kls)
+        kls.append(kl)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", variants.VARIANTS)
+def test_compiled_variants_are_the_same(
+    main: Callable[[str], None], tmp_path: Path, variant: str
+) -> None:
+    eager = kl_of_second_iteration(main, tmp_path / "eager", f"{variant} --no-compile")
+    compiled = kl_of_second_iteration(main, tmp_path / "compiled", f"{variant} --compile")
+    assert compiled == pytest.approx(eager, rel=1e-3)  # float32's rounding, over 80 updates
 
 
 class Recording(MlpPolicy):
@@ -75,18 +127,15 @@ def test_stored_logp_is_that_of_sampling_time() -> None:
     # Rounding differs between a batch and a single row
     np.testing.assert_allclose(stored, pi.logps[:15], rtol=0, atol=1e-5)
 
+    resumed = variants.segments_with_logp(pi, env, 5, stochastic=True, carry=seg["carry"])
+    kept = next(segments)["logp"][0]
+    assert next(resumed)["logp"][0] == kept
+    np.testing.assert_allclose(kept, pi.logps[15], rtol=0, atol=1e-5)
+
 
 def test_the_command_line_names_the_variant(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    main: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def main(command: str) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(variants.run_mujoco, "arg_parser", variants.run_mujoco.arg_parser)
-            for name in {name for pieces in variants.VARIANTS.values() for name in pieces}:
-                patch.setattr(pposgd_simple, name, getattr(pposgd_simple, name))
-            patch.setattr(sys, "argv", ["variants.py", *command.split()])
-            variants.main()
-
     tiny = (
         f"--env InvertedPendulum-v4 --seed 0 --num-timesteps 60 --timesteps-per-actorbatch 64 "
         f"--optim-batchsize 32 --optim-epochs 1 --log-path {tmp_path}"
