@@ -188,7 +188,7 @@ def check_run(run: Run, line: Line, flags: Sequence[str]) -> None:
     names = runpy.run_path(str(ROOT / line.argv[0]))
     argv = [*line.argv[1:], "--env", line.env, *flags]
     args = vars(parse_args(names["arg_parser"](), names["PRESETS"], argv))
-    free = FREE_ARGUMENTS | {"checkpoint", "loaded"}
+    free = FREE_ARGUMENTS | {"checkpoint", "loaded", "given_env"}
     need = {name: value for name, value in args.items() if name not in free}
     found = {name: value for name, value in run.arguments.items() if name not in {*free, "ranks"}}
     need |= {"script": Path(line.argv[0]).name, "ranks": args["num_procs"] or 1}

@@ -58,7 +58,7 @@ def write_run(
         ppo = {"preset": "paper", **paper}
     else:
         ppo["preset"] = "mujoco"
-    ppo |= {"env": env, "seed": seed, "bootstrap_truncated": "--bootstrap-truncated" in words}
+    ppo |= {"env": env, "given_env": env, "seed": seed, "bootstrap_truncated": "--bootstrap-truncated" in words}
     if "variants" in words[0]:
         ppo["variant"] = words[1]
     config = {
