@@ -172,13 +172,13 @@ def runs_from(rows: Iterable[Row]) -> list[Run]:
 
 def figures(study: str, curves: Sequence[Row]) -> Iterator[tuple[str, Any]]:
     """Yield names and figures of a study."""
-    references = {"mujoco": mujoco_references, "atari": atari_references}
-    find = references.get(study, lambda environments: [])
+    find = {"mujoco": mujoco_references, "atari": atari_references}.get(study)
+    environments = dict.fromkeys(row["env"] for row in curves)
     figure = plot_curves(
-        runs_from(curves), references=find(dict.fromkeys(row["env"] for row in curves))
+        runs_from(curves),
+        references=find(environments) if find else (),
+        y_text="Raw return, mean of 101 games" if study == "atari" else None,
     )
-    if study == "atari":
-        figure.supylabel("Raw return, mean of 101 games")
     yield study, figure
     if study == "ranks":
         yield "ranks_time", plot_curves(runs_from(curves), x="time")

@@ -561,6 +561,7 @@ def plot_curves(
     smooth: int | None = None,
     references: Sequence[Reference] = (),
     limits: Mapping[str, tuple[float, float]] | None = None,
+    y_text: str | None = None,
 ) -> "Figure":
     """Return a figure: a panel an environment, a line a label.
 
@@ -571,6 +572,7 @@ def plot_curves(
         references: of these or other environments; curves are drawn over timesteps only.
         limits: the returns that count as 0 and as 1; adds a panel, their interquartile mean over
             environments.
+        y_text: the y axis' name; None makes it from `y`, `source` and `smooth`.
 
     Raises:
         ValueError: as `curve`, and if there is nothing to plot.
@@ -616,7 +618,7 @@ def plot_curves(
             if x == "timesteps":
                 _format_steps(axes)
         x_text = "Timesteps" if x == "timesteps" else f"Wall-clock time ({unit})"
-        _name_axes(figure, panels, x_text, _y_text(source, y, smooth))
+        _name_axes(figure, panels, x_text, y_text or _y_text(source, y, smooth))
         _add_legend(figure, panels, spare, labels, groups)
     return figure
 
