@@ -42,14 +42,19 @@ def ranks_line(env: str, ranks: int, label: str = "") -> Line:
 
 
 def atari_line(
-    label: str, game: str, group: str, *argv: str, stop_timesteps: int = 3_000_000
+    label: str,
+    game: str,
+    group: str,
+    *argv: str,
+    script: str = "run_atari.py",
+    stop_timesteps: int = 3_000_000,
 ) -> Line:
     """Return the line of a game's runs, which pause long before their schedules have ended."""
     return Line(
         label,
         f"{game}NoFrameskip-v4",
         f"atari/{group}",
-        ("run_atari.py", *argv),
+        (script, *argv),
         stop_timesteps,
         "--stop-timesteps",
         is_timed=True,
@@ -84,6 +89,8 @@ STUDIES = {
         atari_line("ppo1, 2 ranks", "Pong", "ppo1-np2", "--num-procs", "2"),
         atari_line(f"{PAPER_PRESET}, 1 frame", "Pong", "paper-np8-frame-stack1", *PAPER,
                    "--frame-stack", "1"),
+        atari_line(f"{PAPER_PRESET}, orthogonal", "Pong", "paper-np8-orthogonal", "orthogonal",
+                   *PAPER, script="benchmarks/atari_variants.py"),
         atari_line(PAPER_PRESET, "Breakout", "paper-np8", *PAPER, stop_timesteps=1_000_000),
     ],
 }  # fmt: skip

@@ -15,8 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a rank; must precede
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in
@@ -85,23 +86,44 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def variant_parser(parser: ArgumentParser, variants: Iterable[str]) -> ArgumentParser:
+    """Return a script's parser that takes a variant before the script's own flags."""
+    parser.usage = "[mpirun -np RANKS] python %(prog)s VARIANT [--flag value ...]"
+    parser.add_argument("variant", choices=variants, metavar="VARIANT", help=", ".join(variants))
+    return parser
+
+
+def run_variant(
+    script: ModuleType,
+    parser: Callable[[], ArgumentParser],
+    module: ModuleType,
+    variants: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Run a script with the pieces of `module` exchanged that the command line's variant names.
+
+    Args:
+        script: with `main` and `arg_parser`.
+        parser: returns the script's parser, with the variant.
+        module: whose names are given anew.
+        variants: what takes the place of which name, by variant.
+    """
+    word = (sys.argv[1:] or [""])[0]
+    if word not in (*variants, "-h", "--help"):
+        parser().error(f"need a variant first, {' or '.join(variants)}, got {word!r}")
+    for name, replacement in variants.get(word, {}).items():
+        setattr(module, name, replacement)
+    script.arg_parser = parser  # type: ignore[attr-defined]  # has config.json name the variant
+    script.main()
+
+
 def arg_parser() -> ArgumentParser:
     """Return the parser of run_mujoco.py's flags and, before them, the variant."""
-    parser = mujoco_arg_parser()
-    parser.usage = "[mpirun -np RANKS] python %(prog)s VARIANT [--flag value ...]"
-    parser.add_argument("variant", choices=VARIANTS, metavar="VARIANT", help=", ".join(VARIANTS))
-    return parser
+    return variant_parser(mujoco_arg_parser(), VARIANTS)
 
 
 def main() -> None:
     """Train the variant that the command line names; its flags are those of run_mujoco.py."""
-    word = (sys.argv[1:] or [""])[0]
-    if word not in (*VARIANTS, "-h", "--help"):
-        arg_parser().error(f"need a variant first, {' or '.join(VARIANTS)}, got {word!r}")
-    for name, replacement in VARIANTS.get(word, {}).items():
-        setattr(pposgd_simple, name, replacement)
-    run_mujoco.arg_parser = arg_parser  # which refuses others, and has config.json name this one
-    run_mujoco.main()
+    run_variant(run_mujoco, arg_parser, pposgd_simple, VARIANTS)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,12 @@ def write_run(
         ppo = {"preset": "paper", **paper}
     else:
         ppo["preset"] = "mujoco"
-    ppo |= {"env": env, "given_env": env, "seed": seed, "bootstrap_truncated": "--bootstrap-truncated" in words}
+    ppo |= {
+        "env": env,
+        "given_env": env,
+        "seed": seed,
+        "bootstrap_truncated": "--bootstrap-truncated" in words,
+    }
     if "variants" in words[0]:
         ppo["variant"] = words[1]
     config = {
@@ -274,6 +279,7 @@ def test_atari_is_reported_as_far_as_it_is(
         "| 2.5 M | 2.0 |",
         f"| Pong | ppo1, 2 ranks |  | {rest}",
         f"| Pong | {PAPER}, 1 frame |  | {rest}",
+        f"| Pong | {PAPER}, orthogonal |  | {rest}",
         "| Breakout | the paper's runs | 3 |  | 12 | 16 | 26 | 35 | 40 | 55 | 74 |  |  |  |",
         f"| Breakout | {PAPER} |  | {rest}",
     ]

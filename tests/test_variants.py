@@ -12,15 +12,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import run_atari
 import run_mujoco
 from common.mpi_adam import MpiAdam
 from common.plot_util import load_run, read_config
-from ppo1 import pposgd_simple
+from ppo1 import cnn_policy, pposgd_simple
 from ppo1.mlp_policy import MlpPolicy
 from tests.ranks import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))  # scripts, not a package
 variants = importlib.import_module("variants")
+atari_variants = importlib.import_module("atari_variants")
 
 
 def test_torch_adam_takes_the_steps_of_torchs() -> None:
@@ -153,3 +155,30 @@ def test_the_command_line_names_the_variant(
             main(command)
         assert leave.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_orthogonal_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The policy that the command line trains, less an update or two of 1e-9."""
+    trained: list[Any] = []
+    learn = pposgd_simple.learn
+    monkeypatch.setattr(pposgd_simple, "learn", lambda *a, **k: trained.append(learn(*a, **k)))
+    monkeypatch.setattr(run_atari, "arg_parser", run_atari.arg_parser)
+    for name in atari_variants.VARIANTS["orthogonal"]:
+        monkeypatch.setattr(cnn_policy, name, getattr(cnn_policy, name))
+    command = (
+        f"atari_variants.py orthogonal --env PongNoFrameskip-v4 --preset paper --max-iters 1 "
+        f"--schedule constant --clip-schedule constant --optim-stepsize 1e-9 --optim-epochs 1 "
+        f"--timesteps-per-actorbatch 32 --seed 0 --log-path {tmp_path}"
+    )
+    monkeypatch.setattr(sys, "argv", command.split())
+    atari_variants.main()
+    assert read_config(tmp_path)["arguments"]["variant"] == "orthogonal"
+    w = {name: np.array(value) for name, value in trained[0].variables().items()}
+    for name, filters in (("l1/W", 16), ("l2/W", 32), ("lin/kernel", 256)):
+        columns = w[name].reshape(-1, filters)
+        np.testing.assert_allclose(columns.T @ columns, 2 * np.eye(filters), rtol=0, atol=1e-5)
+    assert np.linalg.norm(w["logits/kernel"], axis=0) == pytest.approx(0.01, rel=1e-4)
+    assert np.linalg.norm(w["value/kernel"]) == pytest.approx(1, rel=1e-4)
+    capsys.readouterr()
