@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train as run_atari.py does, with one piece exchanged, to find what a difference comes from.
+"""Train as run_atari.py does, with one piece replaced, to find what a difference comes from.
 
     mpirun -np 8 python benchmarks/atari_variants.py orthogonal --env PongNoFrameskip-v4
 

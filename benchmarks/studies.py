@@ -35,8 +35,8 @@ GRID = 25_000  # timesteps between the points that are kept of an Atari run's cu
 GAMES = 101  # of which a point of it is the mean: 50 before, 50 after, as in the published curves
 POINTS = 100  # kept of another run's curve
 COLUMNS = (
-    "label", "env", "seed", "return_mean", "episodes", "timesteps", "seconds", "updates", "frames",
-    "ranks", "cores", "preset", "commit", "versions", "mpi", "started", "command",
+    "label", "env", "seed", "return_mean", "episodes", "timesteps", "seconds", "updates", "kl",
+    "frames", "ranks", "cores", "preset", "commit", "versions", "mpi", "started", "command",
 )  # fmt: skip
 
 
@@ -49,7 +49,9 @@ def arg_parser() -> argparse.ArgumentParser:
             metavar="N", type=int, help=f"0 to N - 1 (default: {describe_defaults(SEEDS)})"
         ),
         "--only": dict(
-            metavar="NAME", default="", help="train only the runs that have NAME in GROUP/ENV"
+            metavar="NAME",
+            default="",
+            help="train only the runs that have NAME in GROUP/ENV; the report is on all there are",
         ),
         "--num-timesteps": dict(
             metavar="N",
@@ -194,11 +196,13 @@ def check_run(run: Run, line: Line, flags: Sequence[str]) -> None:
     need |= {"script": Path(line.argv[0]).name, "ranks": args["num_procs"] or 1}
     config = read_config(run.folder)
     found |= {"script": Path(config["command"][1]).name, "ranks": config["ranks"]}
-    differing = {
-        name: value for name, value in found.items() if name not in need or need[name] != value
-    }
+    differing = [
+        f"{name} {value}, not {need.get(name)}"
+        for name, value in found.items()
+        if name not in need or need[name] != value
+    ]
     if differing:
-        raise ValueError(f"{run.folder} is not a run of {' '.join(line.argv)}: it has {differing}")
+        raise ValueError(f"{run.folder} is another run than {line.argv}: {'; '.join(differing)}")
 
 
 def run_row(run: Run) -> Row:
@@ -209,7 +213,8 @@ def run_row(run: Run) -> Row:
     length = arguments["timesteps_per_actorbatch"]
     minibatches = length // (arguments["optim_batchsize"] or length)
     words = ["python", *config["command"][1:]]
-    words[1] = "/".join(Path(words[1]).parts[-2 if "benchmarks" in words[1] else -1 :])
+    script = Path(words[1])
+    words[1] = f"benchmarks/{script.name}" if script.parent.name == "benchmarks" else script.name
     if "--log-path" in words:
         words[words.index("--log-path") + 1] = "DIR"
     processes = [config, *config.get("resumed", [])]
@@ -225,6 +230,7 @@ def run_row(run: Run) -> Row:
         "timesteps": int(last["TimestepsSoFar"]),
         "seconds": round(last["TimeElapsed"], 1),
         "updates": len(run.progress) * arguments["optim_epochs"] * minibatches,
+        "kl": float(run.progress["loss_kl"].median()),  # of the iterations
         "frames": int(last["FramesSoFar"]) if "FramesSoFar" in run.progress else "",
         "ranks": config["ranks"],
         "cores": config.get("cores", ""),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas
-from study_lines import MUJOCO, PAPER_PRESET, STUDIES, Line
+from study_lines import PAPER_LABEL, STUDIES, Line
 from throughput_report import Row, fill_between_markers, read_csv, table
 
 from common.plot_util import (
@@ -32,7 +32,7 @@ BASELINES = HERE / "reference" / "baselines_mujoco.csv"
 PUBLISHED_MUJOCO = HERE / "reference" / "published_mujoco.csv"
 PUBLISHED_ATARI = HERE / "reference" / "published_atari.csv"
 LEVEL = "baselines' page"  # the published source that has all environments, drawn as a level
-PAPER = "the paper's runs"
+PAPER_CURVE = "the paper's runs"
 SHOWN = (250_000, 500_000, 1_000_000, 1_500_000, 2_000_000, 2_500_000, 3_000_000)  # of Atari
 # Of a curve's rows, and what plot_util calls the columns.
 CURVE_NAMES = {
@@ -97,8 +97,8 @@ def render(study: str, rows: Sequence[Row], curves: Sequence[Row]) -> str:
 # ---- Statistics ----------------------------------------------------------------------------------
 
 
-def summary(scores: Sequence[float]) -> Row:
-    """Return seeds, mean, standard error (ddof 1) and the ends of the bootstrap interval."""
+def seed_statistics(scores: Sequence[float]) -> Row:
+    """Return how many seeds, mean, standard error (ddof 1) and the bootstrap interval's ends."""
     values = np.array(scores, dtype=float)
     error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     low, high = bootstrap_interval([values], mean_over_runs, resamples=20_000)
@@ -127,7 +127,7 @@ def compared(study: str, rows: Sequence[Row], base: str) -> Iterator[tuple[Line,
     first: dict[str, Row] = {}
     for line in STUDIES[study]:
         own = runs_of(line, rows)
-        found = summary([row["return_mean"] for row in own]) if own else {}
+        found = seed_statistics([row["return_mean"] for row in own]) if own else {}
         if line.label == base:
             first[line.env] = found
         elif found and first[line.env]:
@@ -140,8 +140,8 @@ def beside_baselines(rows: Iterable[Row]) -> Iterator[tuple[str, Row, Row, str]]
     rows = list(rows)
     baselines = read_csv(BASELINES)
     for env in dict.fromkeys(row["env"] for row in rows):
-        ours = summary([row["return_mean"] for row in rows if row["env"] == env])
-        theirs = summary([points[-1, 1] for points in curves_of(baselines, env)])
+        ours = seed_statistics([row["return_mean"] for row in rows if row["env"] == env])
+        theirs = seed_statistics([points[-1, 1] for points in curves_of(baselines, env)])
         yield env, ours, theirs, verdict(ours, theirs)
 
 
@@ -210,7 +210,7 @@ def atari_references(environments: Iterable[str]) -> list[Reference]:
         end = max(line.timesteps for line in STUDIES["atari"] if line.env == env)
         points = [point for x, point in published_points(env).items() if x <= end]
         xs, ys = (np.array([p[name] for p in points], float) for name in ("timesteps", "mean"))
-        references.append(Reference(env, f"{PAPER} (published)", xs, ys))
+        references.append(Reference(env, f"{PAPER_CURVE} (published)", xs, ys))
     return references
 
 
@@ -245,14 +245,18 @@ def provenance(rows: Sequence[Row]) -> str:
             if name in words:
                 words[words.index(name) + 1] = text
         commands.append(f"`{' '.join(words)}`")
-    dates, commits, versions, mpis = (
-        "; ".join(sorted({str(row[name])[:length] for row in rows} - {""}))
+    dates, commits, *others = (
+        # A resumed run has several, in one cell
+        sorted({part[:length] for row in rows for part in str(row[name]).split("; ") if part})
         for name, length in (("started", 10), ("commit", None), ("versions", None), ("mpi", None))
     )
-    return (
-        f"Runs: {len(rows)}, of {dates}, commit {commits}; {versions}; {mpis}. "
-        f"Commands: {', '.join(dict.fromkeys(commands))}."
-    )
+    made = [f"of {', '.join(dates)}", f"commit {', '.join(commits)}", *sum(others, [])]
+    return f"Runs: {len(rows)}, {'; '.join(made)}. Commands: {', '.join(dict.fromkeys(commands))}."
+
+
+def seed_and_score(row: Row) -> str:
+    """Return "0: 1234", the seed of a run and its score."""
+    return f"{row['seed']}: {cells(seed_statistics([row['return_mean']]))[1]}"
 
 
 def published_score(point: Row) -> str:
@@ -283,12 +287,16 @@ def render_mujoco(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
             for env, ours, theirs, result in beside_baselines(rows)
         ],
     )  # fmt: skip
-    scores = {env: [row["return_mean"] for row in rows if row["env"] == env] for env in MUJOCO}
-    yield "Our seeds, from 0 on: " + "; ".join(
-        f"{env} {', '.join(f'{score:.{2 if abs(score) < 100 else 0}f}' for score in of_env)}"
-        for env, of_env in scores.items()
-        if of_env
-    ) + "."  # fmt: skip
+    by_env = {env: runs_of(line, rows) for line in STUDIES["mujoco"] for env in [line.env]}
+    yield (
+        "Our runs by seed: "
+        + "; ".join(
+            f"{env} {', '.join(seed_and_score(row) for row in own)}"
+            for env, own in by_env.items()
+            if own
+        )
+        + "."
+    )
     yield "Published, by other measures and mostly on other versions of the environments:"
     published = read_csv(PUBLISHED_MUJOCO)
     sources = {row["source"]: row for row in published}
@@ -313,16 +321,19 @@ def render_mujoco(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
 def render_ranks(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
     """Yield the paragraphs on what ranks buy."""
     lines = []
-    alone: dict[str, tuple[float, float]] = {}
+    alone: dict[str, float] = {}  # seconds
     for line, own, found in compared("ranks", rows, "1 rank"):
         if not own:
-            lines.append((line.env, line.label, NOT_RUN, *[""] * 6))
+            lines.append((line.env, line.label, NOT_RUN, *[""] * 7))
             continue
-        updates, seconds = mean_of(own, "updates"), mean_of(own, "seconds")
-        alone.setdefault(line.env, (updates, seconds))
+        seconds = mean_of(own, "seconds")
+        if line.label == "1 rank":
+            alone[line.env] = seconds
         lines.append(
-            (line.env, line.label, *cells(found), found.get("verdict", ""), f"{updates:,.0f}",
-             f"{seconds:.0f}", f"{alone[line.env][1] / seconds:.2f}")
+            (line.env, line.label, *cells(found), found.get("verdict", ""),
+             f"{mean_of(own, 'updates'):,.0f}", f"{seconds:.0f}",
+             f"{alone[line.env] / seconds:.2f}" if line.env in alone else "",
+             "" if line.label == "1 rank" else return_at(seconds, line.env, curves))
         )  # fmt: skip
     cores = ", ".join(sorted({str(row["cores"]) for row in rows} - {""}))
     yield f"{provenance(rows)} Cores: {cores or 'unknown'}, one run at a time. {METRIC}"
@@ -330,9 +341,19 @@ def render_ranks(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
     yield "![Returns over wall-clock time](results/ranks_time.png)"
     yield table(
         ("environment", "ranks", "seeds", "final return", "95 % interval", "against 1 rank",
-         "updates", "seconds", "speed-up"),
+         "updates", "seconds", "speed-up", "1 rank by then"),
         lines,
     )  # fmt: skip
+
+
+def return_at(seconds: float, env: str, curves: Iterable[Row]) -> str:
+    """Return the mean return that the runs of one rank had reached after so many seconds."""
+    reached = {
+        row["seed"]: row["return_mean"]  # of the last of them
+        for row in curves
+        if (row["env"], row["label"]) == (env, "1 rank") and row["seconds"] <= seconds
+    }
+    return cells(seed_statistics(list(reached.values())))[1].split(" ")[0] if reached else ""
 
 
 def render_ablations(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
@@ -356,7 +377,7 @@ def render_atari(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
     for env in dict.fromkeys(line.env for line in STUDIES["atari"]):
         game, points = env.removesuffix("NoFrameskip-v4"), published_points(env)
         scores = [published_score(points[x]) for x in SHOWN]
-        lines.append([game, PAPER, "3", "", *scores, "", "", ""])
+        lines.append([game, PAPER_CURVE, "3", "", *scores, "", "", ""])
         for line in STUDIES["atari"]:
             if line.env != env:
                 continue
@@ -372,18 +393,25 @@ def render_atari(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
                 lines.append([
                     game, line.label, f"seed {row['seed']}", f"{row['timesteps'] / 1e6:.2f} M",
                     *(found.get(x, "") for x in SHOWN), f"{row['return_mean']:.1f}",
-                    f"{row['frames'] / 1e6:.1f} M" if row["frames"] != "" else "",
-                    f"{row['seconds'] / 3600:.1f}",
+                    f"{row['kl']:.4f}", f"{row['seconds'] / 3600:.1f}",
                 ])  # fmt: skip
     yield provenance(rows)
     yield "![Returns of the games over timesteps](results/atari.png)"
     header = (
         "game", "run", "seeds", "reached", *(f"{x / 1e6:g} M" for x in SHOWN), "last 100 games",
-        "frames", "hours",
+        "median KL", "hours",
     )  # fmt: skip
     yield table(header, lines)
     source = read_csv(PUBLISHED_ATARI)[0]
-    yield f"{PAPER.capitalize()}: {source['metric']} ([{source['source']}]({source['link']}))."
+    errors = ", ".join(
+        f"{env.removesuffix('NoFrameskip-v4')} {points[0]['reading_error']:g}"
+        for env in dict.fromkeys(line.env for line in STUDIES["atari"])
+        for points in [list(published_points(env).values())]
+    )
+    yield (
+        f"{PAPER_CURVE.capitalize()}: {source['metric']} ± {errors} "
+        f"([{source['source']}]({source['link']}))."
+    )
 
 
 def render_summary(results: Path) -> str:
@@ -412,9 +440,9 @@ def atari_summary(curves: Sequence[Row]) -> Iterator[tuple[str, ...]]:
         for row in runs_of(line, curves):
             if row["timesteps"] in SHOWN:
                 found.setdefault(row["timesteps"], []).append(row["return_mean"])
-        if line.label == PAPER_PRESET and found:
+        if line.label == PAPER_LABEL and found:
             last = max(found, key=lambda x: (points[x]["lowest_seed"] != "", x))
-            ours, theirs = summary(found[last]), published_score(points[last])
+            ours, theirs = seed_statistics(found[last]), published_score(points[last])
             result = place(ours["mean"], points[last])
             yield line.env, f"{last / 1e6:g} M", score(ours), "", theirs, result
 

@@ -8,7 +8,7 @@ MUJOCO = (
     "HalfCheetah-v4", "Hopper-v4", "Walker2d-v4", "Swimmer-v4", "Reacher-v4",
     "InvertedPendulum-v4", "InvertedDoublePendulum-v4",
 )  # fmt: skip
-PAPER_PRESET = "paper, 8 ranks"  # label of the Atari runs that are like the paper's
+PAPER_LABEL = "paper, 8 ranks"  # label of the Atari runs that are like the paper's
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def atari_line(
     )
 
 
-PAPER = ("--num-procs", "8", "--preset", "paper")
+PAPER_FLAGS = ("--num-procs", "8", "--preset", "paper")
 STUDIES = {
     "mujoco": [Line("ours", env, "mujoco", ("run_mujoco.py",)) for env in MUJOCO],
     "ranks": [
         ranks_line(env, ranks)
-        for env in ("InvertedPendulum-v4", "Hopper-v4", "HalfCheetah-v4")
+        for env in ("HalfCheetah-v4", "Hopper-v4", "InvertedPendulum-v4")
         for ranks in (1, 2, 4)
     ],
     "ablations": [
@@ -85,13 +85,13 @@ STUDIES = {
         )
     ],
     "atari": [
-        atari_line(PAPER_PRESET, "Pong", "paper-np8", *PAPER),
+        atari_line(PAPER_LABEL, "Pong", "paper-np8", *PAPER_FLAGS),
         atari_line("ppo1, 2 ranks", "Pong", "ppo1-np2", "--num-procs", "2"),
-        atari_line(f"{PAPER_PRESET}, 1 frame", "Pong", "paper-np8-frame-stack1", *PAPER,
+        atari_line(f"{PAPER_LABEL}, 1 frame", "Pong", "paper-np8-frame-stack1", *PAPER_FLAGS,
                    "--frame-stack", "1"),
-        atari_line(f"{PAPER_PRESET}, orthogonal", "Pong", "paper-np8-orthogonal", "orthogonal",
-                   *PAPER, script="benchmarks/atari_variants.py"),
-        atari_line(PAPER_PRESET, "Breakout", "paper-np8", *PAPER, stop_timesteps=1_000_000),
+        atari_line(f"{PAPER_LABEL}, orthogonal", "Pong", "paper-np8-orthogonal", "orthogonal",
+                   *PAPER_FLAGS, script="benchmarks/atari_variants.py"),
+        atari_line(PAPER_LABEL, "Breakout", "paper-np8", *PAPER_FLAGS, stop_timesteps=1_000_000),
     ],
 }  # fmt: skip
 SEEDS = {"mujoco": 5, "ranks": 3, "ablations": 3, "atari": 1}

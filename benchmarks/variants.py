@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train as run_mujoco.py does, with one piece of the algorithm exchanged, for the ablations.
+"""Train as run_mujoco.py does, with one piece of the algorithm replaced, for the ablations.
 
     python benchmarks/variants.py torch-adam --env Hopper-v4 --seed 0
 
@@ -99,7 +99,7 @@ def run_variant(
     module: ModuleType,
     variants: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Run a script with the pieces of `module` exchanged that the command line's variant names.
+    """Run a script with those pieces of `module` replaced that the command line's variant names.
 
     Args:
         script: with `main` and `arg_parser`.

@@ -1,4 +1,4 @@
-"""Seeds, and a zip that checks lengths.
+"""Seeds, and other small helpers.
 
 Source: baselines/common/misc_util.py @ ea25b9e
 
@@ -13,6 +13,7 @@ Differs:
 
 import contextlib
 import operator
+import os
 import random
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -52,6 +53,13 @@ def undisturbed_generators() -> Iterator[None]:
             yield
     finally:
         np.random.set_state(state)
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # which is Linux's alone
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def counted(count: int, noun: str) -> str:

@@ -30,9 +30,9 @@ class MpiAdam:
     v     <- beta2 * v + (1 - beta2) * g * g
     theta <- theta - a * m / (sqrt(v) + epsilon)
 
-    This is not `torch.optim.Adam`, which has epsilon * sqrt(1 - beta2**t) in the place of epsilon:
-    less, in the first some thousand updates. Every rank keeps m, v and t of its own; they agree
-    because the averaged gradient does.
+    This is not `torch.optim.Adam`, which has epsilon * sqrt(1 - beta2**t) in place of epsilon: a
+    smaller number during the first few thousand updates. Every rank keeps m, v and t of its own;
+    they agree because the averaged gradient does.
 
     Attributes:
         theta: (P,) float32 tensor that all parameters are views of, on their device. Where that is

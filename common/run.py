@@ -34,7 +34,7 @@ from common.checkpoint import (
 from common.cmd_util import LIMITS, ArgumentParser, describe, flag, parse_args
 from common.env_state import get_env_state, set_env_state
 from common.launch import relaunch
-from common.misc_util import counted
+from common.misc_util import counted, usable_cores
 from common.monitor import find_monitor, truncate_monitor_file
 from common.mpi_util import abort_job_on_error, agree
 from common.policy_file import describe_policy, write_policy
@@ -516,7 +516,7 @@ def run_config(args: argparse.Namespace, argv: Sequence[str] | None) -> dict[str
         "command": [sys.executable, sys.argv[0], *flags],
         "ranks": MPI.COMM_WORLD.Get_size(),
         "hostname": platform.node(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": git_commit(),
         "versions": package_versions(),

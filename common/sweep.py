@@ -37,7 +37,7 @@ from common.cmd_util import (
     resolve_env_id,
 )
 from common.launch import LaunchError, is_launched, launch_environment, world_size
-from common.misc_util import counted
+from common.misc_util import counted, usable_cores
 
 # A run's limits, and the counters in its checkpoints that they are for.
 COUNTERS = {
@@ -113,7 +113,7 @@ def sweep(
         look(job, script)
     check_runs(runs)
     width = max((job.args.num_procs or 1) * job.args.threads for job in runs)
-    jobs = jobs or max(1, len(os.sched_getaffinity(0)) // width)
+    jobs = jobs or max(1, usable_cores() // width)
     summary = Path(out, "summary.csv")
     to_do = [job for job in runs if job.status not in DONE]
     waiting = deque(sorted(to_do, key=lambda job: job.args.seed))

@@ -1,4 +1,4 @@
-"""benchmarks/variants.py: the exchanged pieces, and that training uses them."""
+"""benchmarks/variants.py: the replaced pieces, and that training uses them."""
 
 import importlib
 import sys
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import run_atari
 import run_mujoco
+from common.atari_wrappers import FrameStack, make_atari, wrap_deepmind
 from common.mpi_adam import MpiAdam
 from common.plot_util import load_run, read_config
 from ppo1 import cnn_policy, pposgd_simple
@@ -182,3 +183,29 @@ def test_orthogonal_weights(
     assert np.linalg.norm(w["logits/kernel"], axis=0) == pytest.approx(0.01, rel=1e-4)
     assert np.linalg.norm(w["value/kernel"]) == pytest.approx(1, rel=1e-4)
     capsys.readouterr()
+
+
+def test_ppo1s_own_weights_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last hidden layer, on frames of Pong: what benchmarks/README.md says of them."""
+    env = FrameStack(wrap_deepmind(make_atari("PongNoFrameskip-v4")), 4)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    frames = np.stack([env.step(env.action_space.sample())[0] for _ in range(100)])
+
+    def hidden_layer() -> NDArray[np.float32]:
+        np.random.seed(0)
+        torch.manual_seed(0)
+        pi = cnn_policy.CnnPolicy("pi", env.observation_space, env.action_space, kind="small")
+        weights, x = pi.weights, pi.preprocess(torch.from_numpy(frames)) / 255.0
+        for i, stride in enumerate(pi.strides, start=1):
+            x = torch.relu(torch.conv2d(x, weights[f"l{i}/W"], stride=stride))
+        x = torch.relu(x.permute(0, 2, 3, 1).flatten(start_dim=1) @ weights["lin/kernel"])
+        return x.detach().numpy()
+
+    ppo1s = hidden_layer()
+    for name, replacement in atari_variants.VARIANTS["orthogonal"].items():
+        monkeypatch.setattr(cnn_policy, name, replacement)
+    orthogonal = hidden_layer()
+    assert 4 < orthogonal.sum(axis=1).mean() / ppo1s.sum(axis=1).mean() < 20
+    spread = [np.linalg.norm(layer.std(axis=0)) for layer in (ppo1s, orthogonal)]
+    assert 4 < spread[1] / spread[0] < 20
