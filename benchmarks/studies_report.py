@@ -224,13 +224,17 @@ def published_points(env: str) -> dict[int, Row]:
 
 def cells(found: Row) -> tuple[str, str, str]:
     """Return seeds, mean with error, and interval as a table shows them."""
-    digits = 2 if abs(found["mean"]) < 100 else 0
     mean, error, low, high = (
-        f"{found[name]:.{digits}f}" for name in ("mean", "error", "low", "high")
+        number(found[name], like=found["mean"]) for name in ("mean", "error", "low", "high")
     )
     if found["seeds"] == 1:
         return "1", mean, ""
     return str(found["seeds"]), f"{mean} ± {error}", f"{low} to {high}"
+
+
+def number(value: float, *, like: float | None = None) -> str:
+    """Return a return with as many decimals as it deserves, or as `like` does."""
+    return f"{value:.{2 if abs(value if like is None else like) < 100 else 0}f}"
 
 
 def provenance(rows: Sequence[Row]) -> str:
@@ -256,7 +260,7 @@ def provenance(rows: Sequence[Row]) -> str:
 
 def seed_and_score(row: Row) -> str:
     """Return "0: 1234", the seed of a run and its score."""
-    return f"{row['seed']}: {cells(seed_statistics([row['return_mean']]))[1]}"
+    return f"{row['seed']}: {number(row['return_mean'])}"
 
 
 def published_score(point: Row) -> str:
@@ -301,15 +305,14 @@ def render_mujoco(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
     published = read_csv(PUBLISHED_MUJOCO)
     sources = {row["source"]: row for row in published}
     lines = []
-    for env, ours, _, _ in beside_baselines(rows):
+    for env in dict.fromkeys(row["env"] for row in rows):
         found = {
             row["source"]: f"{row['mean']} {row['spread']}".strip()
             for row in published
             if row["env"] == env.partition("-")[0]
         }
-        lines.append(
-            [env, cells(ours)[1].split(" ")[0], *(found.get(name, "") for name in sources)]
-        )
+        mean = mean_of([row for row in rows if row["env"] == env], "return_mean")
+        lines.append([env, number(mean), *(found.get(name, "") for name in sources)])
     yield table(["environment", "ours", *sources], lines)
     yield "\n".join(
         f"- [{name}]({row['link']}): {row['algorithm']}, {row['versions']}, "
@@ -353,7 +356,7 @@ def return_at(seconds: float, env: str, curves: Iterable[Row]) -> str:
         for row in curves
         if (row["env"], row["label"]) == (env, "1 rank") and row["seconds"] <= seconds
     }
-    return cells(seed_statistics(list(reached.values())))[1].split(" ")[0] if reached else ""
+    return number(float(np.mean(list(reached.values())))) if reached else ""
 
 
 def render_ablations(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:

@@ -446,6 +446,7 @@ def test_markers_and_folders() -> None:
         assert len({(line.group, line.env) for line in lines}) == len(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", studies.STUDIES)
 def test_the_readme_is_up_to_date(study: str) -> None:
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
@@ -455,6 +456,7 @@ def test_the_readme_is_up_to_date(study: str) -> None:
     assert text.partition(begin)[2].partition(end)[0].strip() == expected
 
 
+@pytest.mark.slow
 def test_the_summary_is_up_to_date() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     begin, end = studies_report.SUMMARY_MARKERS
