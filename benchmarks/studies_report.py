@@ -32,6 +32,7 @@ BASELINES = HERE / "reference" / "baselines_mujoco.csv"
 PUBLISHED_MUJOCO = HERE / "reference" / "published_mujoco.csv"
 PUBLISHED_ATARI = HERE / "reference" / "published_atari.csv"
 LEVEL = "baselines' page"  # the published source that has all environments, drawn as a level
+RESAMPLES = 20_000  # of the bootstrap intervals
 PAPER_CURVE = "the paper's runs"
 SHOWN = (250_000, 500_000, 1_000_000, 1_500_000, 2_000_000, 2_500_000, 3_000_000)  # of Atari
 # Of a curve's rows, and what plot_util calls the columns.
@@ -101,7 +102,7 @@ def seed_statistics(scores: Sequence[float]) -> Row:
     """Return how many seeds, mean, standard error (ddof 1) and the bootstrap interval's ends."""
     values = np.array(scores, dtype=float)
     error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    low, high = bootstrap_interval([values], mean_over_runs, resamples=20_000)
+    low, high = bootstrap_interval([values], mean_over_runs, resamples=RESAMPLES)
     return {"seeds": len(values), "mean": values.mean(), "error": error, "low": low, "high": high}
 
 

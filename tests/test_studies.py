@@ -378,8 +378,11 @@ def test_verdict() -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"), [(5, 2, 0.178), (5, 3, 0.081), (3, 3, 0.1), (5, 5, 0.045)]
 )
-def test_how_often_equal_algorithms_differ(ours: int, theirs: int, expected: float) -> None:
+def test_how_often_equal_algorithms_differ(
+    ours: int, theirs: int, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What benchmarks/README.md says that the verdict is worth."""
+    monkeypatch.setattr(studies_report, "RESAMPLES", 500)
     rng = np.random.default_rng(0)
     count = 400
     wrong = 0
