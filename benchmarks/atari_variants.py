@@ -43,12 +43,9 @@ def orthogonal_dense(shape: tuple[int, int], std: float) -> Tensor:
 
     The output layers' are normc's: with either, the norm of a column is `std`.
     """
-    is_output = std != 1.0 or shape[1] == 1
-    return (
-        normc(shape, std)
-        if is_output
-        else torch.nn.init.orthogonal_(torch.empty(shape), math.sqrt(2))
-    )
+    if std != 1.0 or shape[1] == 1:
+        return normc(shape, std)
+    return torch.nn.init.orthogonal_(torch.empty(shape), math.sqrt(2))
 
 
 # What takes the place of which name of `cnn_policy`.

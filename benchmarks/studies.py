@@ -219,11 +219,9 @@ def run_row(run: Run) -> Row:
         words[words.index("--log-path") + 1] = "DIR"
     processes = [config, *config.get("resumed", [])]
     versions = [
-        ", ".join(f"{name} {x}" for name, x in process["versions"].items())
-        for process in processes
-        if "versions" in process
+        ", ".join(f"{name} {x}" for name, x in process["versions"].items()) for process in processes
     ]
-    commits = [short(process["git_commit"]) for process in processes if "git_commit" in process]
+    commits = [short(process["git_commit"]) for process in processes]
     return {
         "return_mean": final_score(run),
         "episodes": int(last["EpisodesSoFar"]),

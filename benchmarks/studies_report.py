@@ -175,19 +175,20 @@ def figures(study: str, curves: Sequence[Row]) -> Iterator[tuple[str, Any]]:
     """Yield names and figures of a study."""
     find = {"mujoco": mujoco_references, "atari": atari_references}.get(study)
     environments = dict.fromkeys(row["env"] for row in curves)
+    runs = runs_from(curves)
     figure = plot_curves(
-        runs_from(curves),
+        runs,
         references=find(environments) if find else (),
         y_text="Raw return, mean of 101 games" if study == "atari" else None,
     )
     yield study, figure
     if study == "ranks":
-        yield "ranks_time", plot_curves(runs_from(curves), x="time")
+        yield "ranks_time", plot_curves(runs, x="time")
 
 
 def mujoco_references(environments: Iterable[str]) -> list[Reference]:
     """Return baselines' mean curves and the published levels."""
-    baselines, published = read_csv(BASELINES), read_csv(PUBLISHED_MUJOCO)
+    baselines, levels = read_csv(BASELINES), published_levels()
     theirs = {env: curves_of(baselines, env) for env in environments}
     counts = sorted({len(curves) for curves in theirs.values()})
     seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
@@ -197,11 +198,15 @@ def mujoco_references(environments: Iterable[str]) -> list[Reference]:
         grid = common_grid(points)
         mean = on_grid(points, grid).mean(axis=0)
         references.append(Reference(env, f"baselines' ppo1 ({seeds} seeds)", grid, mean))
-        for row in published:
-            if row["source"] == LEVEL and row["env"] == env.partition("-")[0]:
-                label = f"{row['algorithm']} {row['versions']} (published)"
-                references.append(Reference(env, label, None, np.array([row["mean"]])))
+        level = levels[env.partition("-")[0]]
+        label = f"{level['algorithm']} {level['versions']} (published)"
+        references.append(Reference(env, label, None, np.array([level["mean"]])))
     return references
+
+
+def published_levels() -> dict[str, Row]:
+    """Return the rows of the source LEVEL by environment, without its version."""
+    return {row["env"]: row for row in read_csv(PUBLISHED_MUJOCO) if row["source"] == LEVEL}
 
 
 def atari_references(environments: Iterable[str]) -> list[Reference]:
@@ -284,36 +289,28 @@ def render_mujoco(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
     least = min(row["timesteps"] for row in rows)
     yield f"{provenance(rows)} The shortest run has {least:,} timesteps. {METRIC}"
     yield "![Learning curves of the seven environments](results/mujoco.png)"
+    judged = list(beside_baselines(rows))
     yield table(
         ("environment", "our seeds", "ours", "95 % interval", "baselines' seeds",
          "baselines' ppo1", "95 % interval", "verdict"),
-        [
-            (env, *cells(ours), *cells(theirs), result)
-            for env, ours, theirs, result in beside_baselines(rows)
-        ],
+        [(env, *cells(ours), *cells(theirs), result) for env, ours, theirs, result in judged],
     )  # fmt: skip
-    by_env = {env: runs_of(line, rows) for line in STUDIES["mujoco"] for env in [line.env]}
-    yield (
-        "Our runs by seed: "
-        + "; ".join(
-            f"{env} {', '.join(seed_and_score(row) for row in own)}"
-            for env, own in by_env.items()
-            if own
-        )
-        + "."
+    by_seed = (
+        f"{env} {', '.join(seed_and_score(row) for row in rows if row['env'] == env)}"
+        for env, *_ in judged
     )
+    yield f"Our runs by seed: {'; '.join(by_seed)}."
     yield "Published, by other measures and mostly on other versions of the environments:"
     published = read_csv(PUBLISHED_MUJOCO)
     sources = {row["source"]: row for row in published}
     lines = []
-    for env in dict.fromkeys(row["env"] for row in rows):
+    for env, ours, *_ in judged:
         found = {
             row["source"]: f"{row['mean']} {row['spread']}".strip()
             for row in published
             if row["env"] == env.partition("-")[0]
         }
-        mean = mean_of([row for row in rows if row["env"] == env], "return_mean")
-        lines.append([env, number(mean), *(found.get(name, "") for name in sources)])
+        lines.append([env, number(ours["mean"]), *(found.get(name, "") for name in sources)])
     yield table(["environment", "ours", *sources], lines)
     yield "\n".join(
         f"- [{name}]({row['link']}): {row['algorithm']}, {row['versions']}, "
@@ -406,29 +403,26 @@ def render_atari(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
         "median KL", "hours",
     )  # fmt: skip
     yield table(header, lines)
-    source = read_csv(PUBLISHED_ATARI)[0]
-    errors = ", ".join(
-        f"{env.removesuffix('NoFrameskip-v4')} {points[0]['reading_error']:g}"
-        for env in dict.fromkeys(line.env for line in STUDIES["atari"])
-        for points in [list(published_points(env).values())]
+    published = read_csv(PUBLISHED_ATARI)
+    source = published[0]
+    errors = dict.fromkeys(
+        f"{row['env'].removesuffix('NoFrameskip-v4')} {row['reading_error']:g}" for row in published
     )
     yield (
-        f"{PAPER_CURVE.capitalize()}: {source['metric']} ± {errors} "
+        f"{PAPER_CURVE.capitalize()}: {source['metric']} ± {', '.join(errors)} "
         f"([{source['source']}]({source['link']}))."
     )
 
 
 def render_summary(results: Path) -> str:
     """Return the table of the repository's README.md, from the CSV files in a folder."""
-    rows, _ = read_results("mujoco", results)
-    _, curves = read_results("atari", results)
-    published = {
-        row["env"]: row["mean"] for row in read_csv(PUBLISHED_MUJOCO) if row["source"] == LEVEL
-    }
+    rows, curves = read_csv(results / "mujoco_runs.csv"), read_csv(results / "atari_curves.csv")
+    levels = published_levels()
     lines = [
-        (env, "1 M", score(ours), score(theirs), f"{published[env.partition('-')[0]]:g}", result)
+        (env, "1 M", score(ours), score(theirs), f"{levels[env.partition('-')[0]]['mean']:g}",
+         result)
         for env, ours, theirs, result in beside_baselines(rows)
-    ]
+    ]  # fmt: skip
     header = ("environment", "timesteps", "ours", "baselines' ppo1", "published", "verdict")
     return table(header, [*lines, *atari_summary(curves)])
 
