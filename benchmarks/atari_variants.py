@@ -7,6 +7,8 @@ The variants:
     orthogonal    initial weights as `ppo2` and CleanRL have them: orthogonal with gain sqrt(2)
                   for convolutions and the hidden layer, where baselines' ppo1 has Glorot's
                   and normc's
+    clipped-value value loss of ppo1's first public release (baselines da99706): half the squared
+                  error, and pessimistic, with the prediction's change held in the clip range
 """
 
 import os
@@ -16,18 +18,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a rank; must precede
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in
 
 import torch
 from torch import Tensor
-from variants import run_variant, variant_parser
+from variants import Variants, run_variant, variant_parser
 
 import run_atari
 from common.cmd_util import ArgumentParser
+from common.distributions import PdType
 from common.torch_util import normc
-from ppo1 import cnn_policy
+from ppo1 import cnn_policy, pposgd_simple
+from ppo1.policy import Policy
+from ppo1.pposgd_simple import Batch, Segment, make_columns, network_of, ppo_losses
 from run_atari import PRESETS  # noqa: F401  # which common.sweep looks for here
 from run_atari import arg_parser as atari_arg_parser
 
@@ -48,9 +52,44 @@ def orthogonal_dense(shape: tuple[int, int], std: float) -> Tensor:
     return torch.nn.init.orthogonal_(torch.empty(shape), math.sqrt(2))
 
 
-# What takes the place of which name of `cnn_policy`.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "orthogonal": {"glorot_uniform_conv": orthogonal_conv, "normc": orthogonal_dense},
+def columns_with_vpred(pi: Policy, seg: Segment) -> Batch:
+    """Return the columns that the losses need, and `oldvpred`, (T,), of the policy as it is."""
+    columns = make_columns(pi, seg)
+    with torch.no_grad():
+        _, vpred = network_of(pi)(columns["ob"])
+    return {**columns, "oldvpred": vpred}
+
+
+def losses_with_clipped_value(
+    pdtype: PdType,
+    pdparam: Tensor,
+    vpred: Tensor,
+    batch: Batch,
+    clip_param: Tensor,
+    entcoeff: float,
+) -> tuple[Tensor, Tensor]:
+    """Return what `ppo_losses` does, with another value loss.
+
+    mean(max((vpred - vtarg)**2, (clipped - vtarg)**2)) / 2, `clipped` being `vpred` held within
+    `clip_param` around `batch`'s oldvpred, (N,).
+    """
+    total, parts = ppo_losses(pdtype, pdparam, vpred.detach(), batch, clip_param, entcoeff)
+    old, vtarg = batch["oldvpred"], batch["vtarg"]
+    clipped = old + (vpred - old).clamp(-clip_param, clip_param)
+    vf_loss = torch.max((vpred - vtarg).square(), (clipped - vtarg).square()).mean() / 2
+    total = total - parts[2] + vf_loss
+    return total, torch.cat([parts[:2], vf_loss.detach()[None], parts[3:]])
+
+
+VARIANTS: Variants = {
+    "orthogonal": {
+        (cnn_policy, "glorot_uniform_conv"): orthogonal_conv,
+        (cnn_policy, "normc"): orthogonal_dense,
+    },
+    "clipped-value": {
+        (pposgd_simple, "make_columns"): columns_with_vpred,
+        (pposgd_simple, "ppo_losses"): losses_with_clipped_value,
+    },
 }
 
 
@@ -61,7 +100,7 @@ def arg_parser() -> ArgumentParser:
 
 def main() -> None:
     """Train the variant that the command line names; its flags are those of run_atari.py."""
-    run_variant(run_atari, arg_parser, cnn_policy, VARIANTS)
+    run_variant(run_atari, arg_parser, VARIANTS)
 
 
 if __name__ == "__main__":

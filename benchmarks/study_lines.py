@@ -89,8 +89,11 @@ STUDIES = {
         atari_line("ppo1, 2 ranks", "Pong", "ppo1-np2", "--num-procs", "2"),
         atari_line(f"{PAPER_LABEL}, 1 frame", "Pong", "paper-np8-frame-stack1", *PAPER_FLAGS,
                    "--frame-stack", "1"),
-        atari_line(f"{PAPER_LABEL}, orthogonal", "Pong", "paper-np8-orthogonal", "orthogonal",
-                   *PAPER_FLAGS, script="benchmarks/atari_variants.py"),
+        *(
+            atari_line(f"{PAPER_LABEL}, {variant}", "Pong", f"paper-np8-{variant}", variant,
+                       *PAPER_FLAGS, script="benchmarks/atari_variants.py")
+            for variant in ("orthogonal", "clipped-value")
+        ),
         atari_line(PAPER_LABEL, "Breakout", "paper-np8", *PAPER_FLAGS, stop_timesteps=1_000_000),
     ],
 }  # fmt: skip

@@ -76,12 +76,13 @@ def columns_with_stored_logp(pi: Policy, seg: Segment) -> Batch:
     return {**make_columns(pi, seg), "oldlogp": seg["logp"]}
 
 
-# What takes the place of which name of `pposgd_simple`, where `learn` looks it up.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "torch-adam": {"MpiAdam": TorchAdam},
+# What takes the place of which name of which module, where it is looked up, by variant.
+Variants = Mapping[str, Mapping[tuple[ModuleType, str], Any]]
+VARIANTS: Variants = {
+    "torch-adam": {(pposgd_simple, "MpiAdam"): TorchAdam},
     "stored-logp": {
-        "traj_segment_generator": segments_with_logp,
-        "make_columns": columns_with_stored_logp,
+        (pposgd_simple, "traj_segment_generator"): segments_with_logp,
+        (pposgd_simple, "make_columns"): columns_with_stored_logp,
     },
 }
 
@@ -94,23 +95,19 @@ def variant_parser(parser: ArgumentParser, variants: Iterable[str]) -> ArgumentP
 
 
 def run_variant(
-    script: ModuleType,
-    parser: Callable[[], ArgumentParser],
-    module: ModuleType,
-    variants: Mapping[str, Mapping[str, Any]],
+    script: ModuleType, parser: Callable[[], ArgumentParser], variants: Variants
 ) -> None:
-    """Run a script with those pieces of `module` replaced that the command line's variant names.
+    """Run a script with those pieces replaced that the command line's variant names.
 
     Args:
         script: with `main` and `arg_parser`.
         parser: returns the script's parser, with the variant.
-        module: whose names are given anew.
-        variants: what takes the place of which name, by variant.
+        variants: the variants.
     """
     word = (sys.argv[1:] or [""])[0]
     if word not in (*variants, "-h", "--help"):
         parser().error(f"need a variant first, {' or '.join(variants)}, got {word!r}")
-    for name, replacement in variants.get(word, {}).items():
+    for (module, name), replacement in variants.get(word, {}).items():
         setattr(module, name, replacement)
     script.arg_parser = parser  # type: ignore[attr-defined]  # has config.json name the variant
     script.main()
@@ -123,7 +120,7 @@ def arg_parser() -> ArgumentParser:
 
 def main() -> None:
     """Train the variant that the command line names; its flags are those of run_mujoco.py."""
-    run_variant(run_mujoco, arg_parser, pposgd_simple, VARIANTS)
+    run_variant(run_mujoco, arg_parser, VARIANTS)
 
 
 if __name__ == "__main__":

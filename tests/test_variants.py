@@ -1,8 +1,9 @@
 """benchmarks/variants.py: the replaced pieces, and that training uses them."""
 
 import importlib
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 import run_atari
 import run_mujoco
 from common.atari_wrappers import FrameStack, make_atari, wrap_deepmind
+from common.distributions import CategoricalPdType
 from common.mpi_adam import MpiAdam
 from common.plot_util import load_run, read_config
 from ppo1 import cnn_policy, pposgd_simple
 from ppo1.mlp_policy import MlpPolicy
+from ppo1.policy import TorchPolicy
 from tests.ranks import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))  # scripts, not a package
@@ -45,6 +48,12 @@ def test_torch_adam_takes_the_steps_of_torchs() -> None:
     assert (ours - ppo1s).abs().max() > 1e-2
 
 
+def keep_pieces(patch: pytest.MonkeyPatch, of: Mapping[str, Mapping[tuple[Any, str], Any]]) -> None:
+    """Have `patch` put back, when it is undone, the pieces that variants replace."""
+    for module, name in {place for pieces in of.values() for place in pieces}:
+        patch.setattr(module, name, getattr(module, name))
+
+
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Return a function that runs the command line, without its effect on later tests."""
@@ -52,8 +61,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def main(command: str) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(variants.run_mujoco, "arg_parser", variants.run_mujoco.arg_parser)
-            for name in {name for pieces in variants.VARIANTS.values() for name in pieces}:
-                patch.setattr(pposgd_simple, name, getattr(pposgd_simple, name))
+            keep_pieces(patch, variants.VARIANTS)
             patch.setattr(sys, "argv", ["variants.py", *command.split()])
             variants.main()
 
@@ -158,30 +166,89 @@ def test_the_command_line_names_the_variant(
         assert message in capsys.readouterr().err
 
 
+def train_atari(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, variant: str, flags: str
+) -> TorchPolicy:
+    """Return the policy that the command line of one iteration on Pong trains."""
+    trained: list[Any] = []
+    learn = pposgd_simple.learn
+    command = (
+        f"atari_variants.py {variant} --env PongNoFrameskip-v4 --preset paper --max-iters 1 "
+        f"--schedule constant --clip-schedule constant --optim-epochs 1 --no-compile "
+        f"--timesteps-per-actorbatch 32 --seed 0 --log-path {folder} {flags}"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(pposgd_simple, "learn", lambda *a, **k: trained.append(learn(*a, **k)))
+        patch.setattr(run_atari, "arg_parser", run_atari.arg_parser)
+        keep_pieces(patch, atari_variants.VARIANTS)
+        patch.setattr(sys, "argv", command.split())
+        atari_variants.main()
+    assert read_config(folder)["arguments"]["variant"] == variant
+    return trained[0]
+
+
 def test_orthogonal_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The policy that the command line trains, less an update or two of 1e-9."""
-    trained: list[Any] = []
-    learn = pposgd_simple.learn
-    monkeypatch.setattr(pposgd_simple, "learn", lambda *a, **k: trained.append(learn(*a, **k)))
-    monkeypatch.setattr(run_atari, "arg_parser", run_atari.arg_parser)
-    for name in atari_variants.VARIANTS["orthogonal"]:
-        monkeypatch.setattr(cnn_policy, name, getattr(cnn_policy, name))
-    command = (
-        f"atari_variants.py orthogonal --env PongNoFrameskip-v4 --preset paper --max-iters 1 "
-        f"--schedule constant --clip-schedule constant --optim-stepsize 1e-9 --optim-epochs 1 "
-        f"--timesteps-per-actorbatch 32 --seed 0 --log-path {tmp_path}"
-    )
-    monkeypatch.setattr(sys, "argv", command.split())
-    atari_variants.main()
-    assert read_config(tmp_path)["arguments"]["variant"] == "orthogonal"
-    w = {name: np.array(value) for name, value in trained[0].variables().items()}
+    pi = train_atari(monkeypatch, tmp_path, "orthogonal", "--optim-stepsize 1e-9")
+    w = {name: np.array(value) for name, value in pi.variables().items()}
     for name, filters in (("l1/W", 16), ("l2/W", 32), ("lin/kernel", 256)):
         columns = w[name].reshape(-1, filters)
         np.testing.assert_allclose(columns.T @ columns, 2 * np.eye(filters), rtol=0, atol=1e-5)
     assert np.linalg.norm(w["logits/kernel"], axis=0) == pytest.approx(0.01, rel=1e-4)
     assert np.linalg.norm(w["value/kernel"]) == pytest.approx(1, rel=1e-4)
+    capsys.readouterr()
+
+
+def test_clipped_value_by_hand() -> None:
+    """The paper's other terms, and a value loss with its gradient that were worked out by hand."""
+    batch = {
+        "ac": torch.tensor([0, 1, 1, 0]),
+        "atarg": torch.tensor([1.0, -1.0, 0.5, 2.0]),
+        "vtarg": torch.tensor([1.0, 1.0, 1.0, 1.0]),
+        "oldvpred": torch.zeros(4),
+        "oldpdparam": torch.zeros(4, 2),
+        "oldlogp": torch.full((4,), math.log(0.5)),
+    }
+    pdparam = torch.tensor([[0.3, 0.0], [0.0, 0.1], [0.0, 0.4], [0.0, 0.2]], requires_grad=True)
+    # Within the range; beyond it towards the target, which stops the gradient; away; past it
+    vpred = torch.tensor([0.05, 0.5, -0.5, 2.5], requires_grad=True)
+    arguments = (CategoricalPdType(2), pdparam, vpred, batch, torch.tensor(0.1), 0.01)
+    total, parts = atari_variants.losses_with_clipped_value(*arguments)
+    vf_loss = (0.95**2 + 0.9**2 + 1.5**2 + 1.5**2) / 4 / 2
+    assert parts[2].item() == pytest.approx(vf_loss)
+    of_vpred, of_pdparam = torch.autograd.grad(total, [vpred, pdparam])
+    assert of_vpred.tolist() == pytest.approx([-0.95 / 4, 0, -1.5 / 4, 1.5 / 4])
+
+    ppo1s_total, ppo1s_parts = pposgd_simple.ppo_losses(*arguments)
+    assert parts[[0, 1, 3, 4]].tolist() == ppo1s_parts[[0, 1, 3, 4]].tolist()
+    assert (total - parts[2]).item() == pytest.approx((ppo1s_total - ppo1s_parts[2]).item())
+    (ppo1s,) = torch.autograd.grad(ppo1s_total, [pdparam])
+    assert of_pdparam.tolist() == ppo1s.tolist()
+
+
+def test_training_uses_the_clipped_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With no range to move in, the value loss is half of `ppo1`'s at the old prediction."""
+    calls: list[tuple[Any, Any]] = []
+
+    def record(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        total, parts = losses(*arguments)
+        calls.append((arguments, parts))
+        return total, parts
+
+    losses = atari_variants.losses_with_clipped_value
+    pieces = atari_variants.VARIANTS["clipped-value"]
+    monkeypatch.setitem(pieces, (pposgd_simple, "ppo_losses"), record)
+    train_atari(monkeypatch, tmp_path, "clipped-value", "--clip-param 1e-6")
+    assert len(calls) == 2  # one minibatch to learn from, and to evaluate
+    (_, _, first, batch, *_), _ = calls[0]
+    np.testing.assert_allclose(batch["oldvpred"], first.detach(), rtol=0, atol=1e-6)
+    (_, _, last, batch, *_), parts = calls[1]
+    assert (last - batch["oldvpred"]).abs().max() > 1e-4  # it was learned from
+    errors = [(value - batch["vtarg"]).square() for value in (last, batch["oldvpred"])]
+    assert parts[2].item() == pytest.approx(torch.max(*errors).mean().item() / 2, rel=1e-3)
     capsys.readouterr()
 
 
@@ -203,8 +270,8 @@ def test_ppo1s_own_weights_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
         return x.detach().numpy()
 
     ppo1s = hidden_layer()
-    for name, replacement in atari_variants.VARIANTS["orthogonal"].items():
-        monkeypatch.setattr(cnn_policy, name, replacement)
+    for (module, name), replacement in atari_variants.VARIANTS["orthogonal"].items():
+        monkeypatch.setattr(module, name, replacement)
     orthogonal = hidden_layer()
     assert 4 < orthogonal.sum(axis=1).mean() / ppo1s.sum(axis=1).mean() < 20
     spread = [np.linalg.norm(layer.std(axis=0)) for layer in (ppo1s, orthogonal)]
