@@ -9,6 +9,9 @@ The variants:
                   and normc's
     clipped-value value loss of ppo1's first public release (baselines da99706): half the squared
                   error, and pessimistic, with the prediction's change held in the clip range
+    black-background
+                  Pong's gray background made black, as that of most games is: a pixel is its
+                  distance from 87
 """
 
 import os
@@ -21,11 +24,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in
 
+import gymnasium as gym
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from variants import Variants, run_variant, variant_parser
 
 import run_atari
+from common.atari_wrappers import wrap_deepmind
 from common.cmd_util import ArgumentParser
 from common.distributions import PdType
 from common.torch_util import normc
@@ -81,6 +88,21 @@ def losses_with_clipped_value(
     return total, torch.cat([parts[:2], vf_loss.detach()[None], parts[3:]])
 
 
+class BlackBackground(gym.ObservationWrapper):
+    """Makes Pong's background black: pixels, uint8, are their distances from its gray."""
+
+    GRAY = 87
+
+    def observation(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the frame, of the same shape, uint8."""
+        return np.abs(observation.astype(np.int16) - self.GRAY).astype(np.uint8)
+
+
+def wrap_with_black_background(env: gym.Env, **options: bool) -> gym.Env:
+    """Return what `wrap_deepmind` does, with a black background."""
+    return BlackBackground(wrap_deepmind(env, **options))
+
+
 VARIANTS: Variants = {
     "orthogonal": {
         (cnn_policy, "glorot_uniform_conv"): orthogonal_conv,
@@ -90,6 +112,7 @@ VARIANTS: Variants = {
         (pposgd_simple, "make_columns"): columns_with_vpred,
         (pposgd_simple, "ppo_losses"): losses_with_clipped_value,
     },
+    "black-background": {(run_atari, "wrap_deepmind"): wrap_with_black_background},
 }
 
 

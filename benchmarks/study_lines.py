@@ -92,7 +92,7 @@ STUDIES = {
         *(
             atari_line(f"{PAPER_LABEL}, {variant}", "Pong", f"paper-np8-{variant}", variant,
                        *PAPER_FLAGS, script="benchmarks/atari_variants.py")
-            for variant in ("orthogonal", "clipped-value")
+            for variant in ("orthogonal", "clipped-value", "black-background")
         ),
         atari_line(PAPER_LABEL, "Breakout", "paper-np8", *PAPER_FLAGS, stop_timesteps=1_000_000),
     ],

@@ -295,6 +295,7 @@ def test_atari_is_reported_as_far_as_it_is(
         f"| Pong | {PAPER}, 1 frame |  | {rest}",
         f"| Pong | {PAPER}, orthogonal |  | {rest}",
         f"| Pong | {PAPER}, clipped-value |  | {rest}",
+        f"| Pong | {PAPER}, black-background |  | {rest}",
         "| Breakout | the paper's runs | 3 |  | 12 | 16 | 26 | 35 | 40 | 55 | 74 |  |  |  |",
         f"| Breakout | {PAPER} |  | {rest}",
     ]
