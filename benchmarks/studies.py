@@ -36,7 +36,8 @@ GAMES = 101  # of which a point of it is the mean: 50 before, 50 after, as in th
 POINTS = 100  # kept of another run's curve
 COLUMNS = (
     "label", "env", "seed", "return_mean", "episodes", "timesteps", "seconds", "updates", "kl",
-    "frames", "ranks", "cores", "preset", "commit", "versions", "mpi", "started", "command",
+    "frames", "live_filters", "filters", "ranks", "cores", "preset", "commit", "versions", "mpi",
+    "started", "command",
 )  # fmt: skip
 
 
@@ -167,6 +168,10 @@ def gather(args: argparse.Namespace) -> None:
             name = {"label": line.label, "env": line.env, "seed": seed}
             curves += [{**name, **point} for point in points]
             rows.append({**name, **run_row(run)})
+            if args.study == "atari":
+                from first_layer import first_layer  # which starts MPI
+
+                rows[-1] |= first_layer(run)
     if not rows:
         raise ValueError(f"no run of {args.study} in {args.out} is far enough to report")
     results = args.report / "results"

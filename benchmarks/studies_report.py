@@ -378,13 +378,13 @@ def render_atari(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
     for env in dict.fromkeys(line.env for line in STUDIES["atari"]):
         game, points = env.removesuffix("NoFrameskip-v4"), published_points(env)
         scores = [published_score(points[x]) for x in SHOWN]
-        lines.append([game, PAPER_CURVE, "3", "", *scores, "", "", ""])
+        lines.append([game, PAPER_CURVE, "3", "", *scores, "", "", "", ""])
         for line in STUDIES["atari"]:
             if line.env != env:
                 continue
             own = runs_of(line, rows)
             if not own:
-                lines.append([game, line.label, "", NOT_RUN, *[""] * (len(SHOWN) + 3)])
+                lines.append([game, line.label, "", NOT_RUN, *[""] * (len(SHOWN) + 4)])
             for row in own:
                 found = {
                     point["timesteps"]: f"{point['return_mean']:.1f}"
@@ -394,13 +394,14 @@ def render_atari(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
                 lines.append([
                     game, line.label, f"seed {row['seed']}", f"{row['timesteps'] / 1e6:.2f} M",
                     *(found.get(x, "") for x in SHOWN), f"{row['return_mean']:.1f}",
-                    f"{row['kl']:.4f}", f"{row['seconds'] / 3600:.1f}",
+                    f"{row['kl']:.4f}", f"{row['live_filters']} of {row['filters']}",
+                    f"{row['seconds'] / 3600:.1f}",
                 ])  # fmt: skip
     yield provenance(rows)
     yield "![Returns of the games over timesteps](results/atari.png)"
     header = (
         "game", "run", "seeds", "reached", *(f"{x / 1e6:g} M" for x in SHOWN), "last 100 games",
-        "median KL", "hours",
+        "median KL", "filters alive", "hours",
     )  # fmt: skip
     yield table(header, lines)
     published = read_csv(PUBLISHED_ATARI)

@@ -62,6 +62,22 @@ def atari_line(
 
 
 PAPER_FLAGS = ("--num-procs", "8", "--preset", "paper")
+
+
+def variant_line(variant: str, *flags: str) -> Line:
+    """Return the line of a variant's runs on Pong, with the paper's hyperparameters and flags."""
+    words = [variant, *(flag.strip("-") for flag in flags)]
+    return atari_line(
+        f"{PAPER_LABEL}, {' '.join(words)}",
+        "Pong",
+        "-".join(["paper-np8", *words]),
+        variant,
+        *PAPER_FLAGS,
+        *flags,
+        script="benchmarks/atari_variants.py",
+    )
+
+
 STUDIES = {
     "mujoco": [Line("ours", env, "mujoco", ("run_mujoco.py",)) for env in MUJOCO],
     "ranks": [
@@ -87,13 +103,10 @@ STUDIES = {
     "atari": [
         atari_line(PAPER_LABEL, "Pong", "paper-np8", *PAPER_FLAGS),
         atari_line("ppo1, 2 ranks", "Pong", "ppo1-np2", "--num-procs", "2"),
-        atari_line(f"{PAPER_LABEL}, 1 frame", "Pong", "paper-np8-frame-stack1", *PAPER_FLAGS,
-                   "--frame-stack", "1"),
-        *(
-            atari_line(f"{PAPER_LABEL}, {variant}", "Pong", f"paper-np8-{variant}", variant,
-                       *PAPER_FLAGS, script="benchmarks/atari_variants.py")
-            for variant in ("orthogonal", "clipped-value", "black-background")
-        ),
+        variant_line("orthogonal"),
+        variant_line("clipped-value"),
+        variant_line("black-background"),
+        variant_line("black-background", "--frame-stack", "1"),
         atari_line(PAPER_LABEL, "Breakout", "paper-np8", *PAPER_FLAGS, stop_timesteps=1_000_000),
     ],
 }  # fmt: skip

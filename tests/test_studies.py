@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from common.atari_wrappers import FrameStack, make_atari, wrap_deepmind
 from common.plot_util import load_run
+from ppo1.cnn_policy import CnnPolicy
 from tests.ranks import ROOT, rank_environment
 
 sys.path.append(str(ROOT / "benchmarks"))  # scripts, not a package
 studies = importlib.import_module("studies")
 studies_report = importlib.import_module("studies_report")
+first_layer = importlib.import_module("first_layer")
 throughput_report = importlib.import_module("throughput_report")
 read_csv, write_csv = throughput_report.read_csv, throughput_report.write_csv
 
@@ -269,8 +273,10 @@ def test_ablations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_atari_is_reported_as_far_as_it_is(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    counted = {"live_filters": 6, "filters": 16}
+    monkeypatch.setattr(first_layer, "first_layer", lambda run: counted)
     later = {"git_commit": "f" * 40, "versions": {"python": "3.11", "torch": "3"}}
     run = write_run(
         folder / "runs", "atari", PAPER, PONG, 0, returns=20.0, end=620_000, frames=True,
@@ -281,22 +287,22 @@ def test_atari_is_reported_as_far_as_it_is(
     few = write_run(folder / "runs", "atari", PAPER, BREAKOUT, 0, returns=1.0)
     write_games(few, [1.0] * 100)
     text = report(folder, "atari")
-    rest = "not run yet |" + "  |" * 10
+    rest = "not run yet |" + "  |" * 11
     assert lines_of(text, "| ") == [
         "| game | run | seeds | reached | 0.25 M | 0.5 M | 1 M | 1.5 M | 2 M | 2.5 M | 3 M "
-        "| last 100 games | median KL | hours |",
-        "| --- |" + " ---: |" * 13,
+        "| last 100 games | median KL | filters alive | hours |",
+        "| --- |" + " ---: |" * 14,
         "| Pong | the paper's runs | 3 |  | -20 | -15 (-19 to -9) | -10 (-17 to -4) | 8 (-3 to 16) "
-        "| 12 (7 to 17) | 17 (15 to 20) | 19 |  |  |  |",
+        "| 12 (7 to 17) | 17 (15 to 20) | 19 |  |  |  |  |",
         # of the 101 games around the 500th, 50 and it are of the hundred before, 50 of those after
         f"| Pong | {PAPER} | seed 0 | 0.62 M | -20.0 | {50 * 20 / 101:.1f} |  |  |  |  |  | 20.0 "
-        "| 0.0020 | 2.0 |",
+        "| 0.0020 | 6 of 16 | 2.0 |",
         f"| Pong | ppo1, 2 ranks |  | {rest}",
-        f"| Pong | {PAPER}, 1 frame |  | {rest}",
         f"| Pong | {PAPER}, orthogonal |  | {rest}",
         f"| Pong | {PAPER}, clipped-value |  | {rest}",
         f"| Pong | {PAPER}, black-background |  | {rest}",
-        "| Breakout | the paper's runs | 3 |  | 12 | 16 | 26 | 35 | 40 | 55 | 74 |  |  |  |",
+        f"| Pong | {PAPER}, black-background frame-stack 1 |  | {rest}",
+        "| Breakout | the paper's runs | 3 |  | 12 | 16 | 26 | 35 | 40 | 55 | 74 |  |  |  |  |",
         f"| Breakout | {PAPER} |  | {rest}",
     ]
     assert "commit 0123456789ab, ffffffffffff; python 3.11, torch 2; python 3.11, torch 3" in text
@@ -312,6 +318,22 @@ def test_atari_is_reported_as_far_as_it_is(
     (axes,) = figure.axes
     assert [line.get_ydata()[-1] for line in axes.get_lines()] == [20, 19]
     capsys.readouterr()
+
+
+def test_live_filters() -> None:
+    """On frames of Breakout, whose background is black, so that all fresh filters are alive."""
+    np.random.seed(0)
+    torch.manual_seed(0)
+    env = FrameStack(wrap_deepmind(make_atari(BREAKOUT)), 4)
+    pi = CnnPolicy("pi", env.observation_space, env.action_space, kind="small")
+    with torch.no_grad():
+        for i, (weight, bias) in enumerate(
+            [(-1.0, 0.0), (-1.0, 1.0), (1.0, 0.0), (0.0, 0.0), (1.0, -256.0)]
+        ):
+            pi.weights["l1/W"][i] = weight
+            pi.weights["l1/b"][0, 0, 0, i] = bias
+    alive = first_layer.live_filters(pi, env)
+    assert alive.tolist() == [False, True, True, False, False] + [True] * 11
 
 
 def test_mean_of_101_games_by_hand(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.ranks import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))  # scripts, not a package
 variants = importlib.import_module("variants")
+first_layer = importlib.import_module("first_layer")
 atari_variants = importlib.import_module("atari_variants")
 
 
@@ -249,6 +250,44 @@ def test_training_uses_the_clipped_value(
     assert (last - batch["oldvpred"]).abs().max() > 1e-4  # it was learned from
     errors = [(value - batch["vtarg"]).square() for value in (last, batch["oldvpred"])]
     assert parts[2].item() == pytest.approx(torch.max(*errors).mean().item() / 2, rel=1e-3)
+    capsys.readouterr()
+
+
+def test_black_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training sees Pong's frames as they are but for the background, which was most of them."""
+    made: list[gym.Env] = []
+
+    def record(*arguments: Any, **options: bool) -> gym.Env:
+        made.append(wrap(*arguments, **options))
+        return made[-1]
+
+    pieces = atari_variants.VARIANTS["black-background"]
+    ((place, wrap),) = pieces.items()
+    monkeypatch.setitem(pieces, place, record)
+    train_atari(monkeypatch, tmp_path, "black-background", "")
+    assert made
+    assert all(isinstance(env, atari_variants.BlackBackground) for env in made)
+    on_black = first_layer.first_layer(load_run(tmp_path))
+    assert on_black == {"live_filters": 16, "filters": 16}
+    monkeypatch.delitem(pieces, place)
+    assert first_layer.first_layer(load_run(tmp_path))["live_filters"] < 16  # on gray
+    plain = wrap_deepmind(make_atari("PongNoFrameskip-v4"))
+    black = wrap(make_atari("PongNoFrameskip-v4"))
+    for env in (plain, black):
+        env.reset(seed=0)
+    assert black.observation_space == plain.observation_space
+    for _ in range(30):
+        (gray_frame, *gray), (black_frame, *others) = plain.step(2), black.step(2)
+        assert gray[:3] == others[:3]
+        assert black_frame.dtype == np.uint8
+        is_background = gray_frame == 87
+        assert is_background.mean() > 0.7
+        assert not black_frame[is_background].any()
+        far = gray_frame.astype(int) - 87
+        assert black_frame[far > 0].tolist() == far[far > 0].tolist()
+        assert black_frame[far < 0].tolist() == (-far[far < 0]).tolist()
     capsys.readouterr()
 
 
