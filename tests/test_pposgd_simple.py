@@ -215,6 +215,18 @@ def test_whole_iterations_equal_baselines(name, size, compiled):
         )
 
 
+def test_baselines_silences_filters_on_pong():
+    """Within one iteration, by the game's gray background, as benchmarks/README.md says."""
+    (history,) = on_ranks(1, replay, "pong", False)
+    frames = torch.from_numpy(history[0]["seg"]["ob"]).permute(0, 3, 1, 2) / 255.0
+    alive = []
+    for entry in history:
+        kernel, bias = (torch.from_numpy(entry["state"][f"theta/l1/{name}"]) for name in "Wb")
+        maps = torch.conv2d(frames, kernel.permute(3, 2, 0, 1), bias.flatten(), stride=4)
+        alive.append(int((maps > 0).any(dim=3).any(dim=2).any(dim=0).sum()))
+    assert alive == [11, 9]  # of 16
+
+
 # ---- Segments -----------------------------------------------------------------------------------
 
 
