@@ -174,6 +174,15 @@ class CategoricalPd(Pd):
         return (self.flat - torch.empty_like(self.flat).exponential_().log()).argmax(dim=-1)
 
 
+def gumbel_noise(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+    """Return (size,) draws from the standard Gumbel distribution, all of them finite.
+
+    One in ten million of NumPy's exponential numbers is 0; it would outweigh any logit.
+    """
+    exponential = rng.standard_exponential(size, dtype=np.float32)
+    return -np.log(np.maximum(exponential, 2.0**-24, out=exponential))
+
+
 class CategoricalPdType(PdType):
     """For Discrete action spaces."""
 
@@ -195,7 +204,7 @@ class CategoricalPdType(PdType):
     def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:
         if rng is None:
             return flat.argmax()
-        return (flat - np.log(rng.standard_exponential(self.ncat, dtype=np.float32))).argmax()
+        return (flat + gumbel_noise(rng, self.ncat)).argmax()
 
 
 class MultiCategoricalPd(Pd):
@@ -248,7 +257,7 @@ class MultiCategoricalPdType(PdType):
 
     def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:
         if rng is not None:
-            flat = flat - np.log(rng.standard_exponential(len(flat), dtype=np.float32))
+            flat = flat + gumbel_noise(rng, len(flat))
         parts = np.split(flat, np.cumsum(self.nvec)[:-1])
         return np.array([part.argmax() for part in parts], dtype=np.int64)
 

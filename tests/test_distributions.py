@@ -74,6 +74,18 @@ def test_draw_without_noise_is_the_mode(name):
         np.testing.assert_array_equal(pdtype.draw(flat.numpy(), None), mode)
 
 
+@pytest.mark.parametrize("pdtype", [CategoricalPdType(2), MultiCategoricalPdType([2, 2])])
+def test_noise_of_zero_does_not_outweigh_the_logits(pdtype):
+    """NumPy's float32 exponential numbers are 0 now and then."""
+
+    class Generator:
+        def standard_exponential(self, size, dtype):
+            return np.array([0.0, 1.0] * (size // 2), dtype)
+
+    flat = np.array([-20.0, 0.0] * (pdtype.param_shape()[0] // 2), np.float32)
+    assert np.all(pdtype.draw(flat, Generator()) == 1)
+
+
 def test_drawn_gaussian_does_not_alias_the_parameters():
     flat = np.zeros(6, np.float32)
     action = PDTYPES["diag_gaussian"].draw(flat, None)
