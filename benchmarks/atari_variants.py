@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train as run_atari.py does, with one piece replaced, to find what a difference comes from.
 
-    mpirun -np 8 python benchmarks/atari_variants.py orthogonal --env PongNoFrameskip-v4
+    mpirun -np 8 python benchmarks/atari_variants.py orthogonal --preset paper
 
 The variants:
     orthogonal    initial weights as `ppo2` and CleanRL have them: orthogonal with gain sqrt(2)
@@ -10,8 +10,8 @@ The variants:
     clipped-value value loss of ppo1's first public release (baselines da99706): half the squared
                   error, and pessimistic, with the prediction's change held in the clip range
     black-background
-                  Pong's gray background made black, as that of most games is: a pixel is its
-                  distance from 87
+                  each pixel is its distance from 87, the gray of Pong's background, which
+                  becomes black, as that of most games is
 """
 
 import os
@@ -42,6 +42,8 @@ from ppo1.pposgd_simple import Batch, Segment, make_columns, network_of, ppo_los
 from run_atari import PRESETS  # noqa: F401  # which common.sweep looks for here
 from run_atari import arg_parser as atari_arg_parser
 
+PONGS_GRAY = 87  # of its background, in frames as WarpFrame returns them
+
 
 def orthogonal_conv(channels: int, filters: int, size: tuple[int, int]) -> Tensor:
     """Return an orthogonal kernel of gain sqrt(2), (filters, channels, *size), channels last."""
@@ -60,7 +62,10 @@ def orthogonal_dense(shape: tuple[int, int], std: float) -> Tensor:
 
 
 def columns_with_vpred(pi: Policy, seg: Segment) -> Batch:
-    """Return the columns that the losses need, and `oldvpred`, (T,), of the policy as it is."""
+    """Return `make_columns`' columns and `oldvpred`, (T,), the values before the optimization.
+
+    The network is run on the segment a second time, which is little beside its many updates.
+    """
     columns = make_columns(pi, seg)
     with torch.no_grad():
         _, vpred = network_of(pi)(columns["ob"])
@@ -88,19 +93,22 @@ def losses_with_clipped_value(
     return total, torch.cat([parts[:2], vf_loss.detach()[None], parts[3:]])
 
 
-class BlackBackground(gym.ObservationWrapper):
-    """Makes Pong's background black: pixels, uint8, are their distances from its gray."""
-
-    GRAY = 87
-
-    def observation(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the frame, of the same shape, uint8."""
-        return np.abs(observation.astype(np.int16) - self.GRAY).astype(np.uint8)
+def distance_from_gray(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return each pixel's distance from the gray of Pong's background, in the same shape."""
+    return np.abs(frame.astype(np.int16) - PONGS_GRAY).astype(np.uint8)
 
 
 def wrap_with_black_background(env: gym.Env, **options: bool) -> gym.Env:
-    """Return what `wrap_deepmind` does, with a black background."""
-    return BlackBackground(wrap_deepmind(env, **options))
+    """Return what `wrap_deepmind` does, with a black background.
+
+    Raises:
+        ValueError: if the game is not Pong.
+    """
+    env_id = env.spec.id if env.spec else "none"
+    if not env_id.startswith("Pong"):
+        raise ValueError(f"black-background is for Pong, got {env_id}")
+    env = wrap_deepmind(env, **options)
+    return gym.wrappers.TransformObservation(env, distance_from_gray, env.observation_space)
 
 
 VARIANTS: Variants = {

@@ -151,7 +151,7 @@ def gather(args: argparse.Namespace) -> None:
     """Write STUDY_runs.csv and STUDY_curves.csv from the runs that are far enough.
 
     Raises:
-        ValueError: if there are none, or one has other settings.
+        ValueError: if there are none, if one has other settings, or one of Atari no checkpoint.
     """
     rows: list[Row] = []
     curves: list[Row] = []
@@ -167,11 +167,12 @@ def gather(args: argparse.Namespace) -> None:
         if points:
             name = {"label": line.label, "env": line.env, "seed": seed}
             curves += [{**name, **point} for point in points]
-            rows.append({**name, **run_row(run)})
+            row = {**name, **run_row(run)}
             if args.study == "atari":
-                from first_layer import first_layer  # which starts MPI
+                from first_layer import count_filters  # which starts MPI
 
-                rows[-1] |= first_layer(run)
+                row |= count_filters(run)
+            rows.append(row)
     if not rows:
         raise ValueError(f"no run of {args.study} in {args.out} is far enough to report")
     results = args.report / "results"

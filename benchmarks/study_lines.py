@@ -64,18 +64,12 @@ def atari_line(
 PAPER_FLAGS = ("--num-procs", "8", "--preset", "paper")
 
 
-def variant_line(variant: str, *flags: str) -> Line:
+def variant_line(label: str, variant: str, *flags: str) -> Line:
     """Return the line of a variant's runs on Pong, with the paper's hyperparameters and flags."""
-    words = [variant, *(flag.strip("-") for flag in flags)]
-    return atari_line(
-        f"{PAPER_LABEL}, {' '.join(words)}",
-        "Pong",
-        "-".join(["paper-np8", *words]),
-        variant,
-        *PAPER_FLAGS,
-        *flags,
-        script="benchmarks/atari_variants.py",
-    )
+    group = "-".join(["paper-np8", variant, *(flag.strip("-") for flag in flags)])
+    argv = variant, *PAPER_FLAGS, *flags
+    label = f"{PAPER_LABEL}, {label}"
+    return atari_line(label, "Pong", group, *argv, script="benchmarks/atari_variants.py")
 
 
 STUDIES = {
@@ -103,10 +97,10 @@ STUDIES = {
     "atari": [
         atari_line(PAPER_LABEL, "Pong", "paper-np8", *PAPER_FLAGS),
         atari_line("ppo1, 2 ranks", "Pong", "ppo1-np2", "--num-procs", "2"),
-        variant_line("orthogonal"),
-        variant_line("clipped-value"),
-        variant_line("black-background"),
-        variant_line("black-background", "--frame-stack", "1"),
+        variant_line("orthogonal", "orthogonal"),
+        variant_line("clipped value", "clipped-value"),
+        variant_line("black", "black-background"),
+        variant_line("black, 1 frame", "black-background", "--frame-stack", "1"),
         atari_line(PAPER_LABEL, "Breakout", "paper-np8", *PAPER_FLAGS, stop_timesteps=1_000_000),
     ],
 }  # fmt: skip

@@ -76,7 +76,7 @@ def columns_with_stored_logp(pi: Policy, seg: Segment) -> Batch:
     return {**make_columns(pi, seg), "oldlogp": seg["logp"]}
 
 
-# What takes the place of which name of which module, where it is looked up, by variant.
+# Of each variant, by module and name: what takes its place in the module that looks it up.
 Variants = Mapping[str, Mapping[tuple[ModuleType, str], Any]]
 VARIANTS: Variants = {
     "torch-adam": {(pposgd_simple, "MpiAdam"): TorchAdam},
@@ -102,7 +102,7 @@ def run_variant(
     Args:
         script: with `main` and `arg_parser`.
         parser: returns the script's parser, with the variant.
-        variants: the variants.
+        variants: those that the command line may name.
     """
     word = (sys.argv[1:] or [""])[0]
     if word not in (*variants, "-h", "--help"):
