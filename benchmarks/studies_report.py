@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas
-from study_lines import PAPER_LABEL, STUDIES, Line
+from study_lines import DEFAULT_LABEL, PAPER_LABEL, STUDIES, Line
 from throughput_report import Row, fill_between_markers, read_csv, table
 
 from common.plot_util import (
@@ -429,7 +429,7 @@ def render_summary(results: Path) -> str:
 
 
 def atari_summary(curves: Sequence[Row]) -> Iterator[tuple[str, ...]]:
-    """Yield the summary's rows of the paper's games, as far as ours have come.
+    """Yield the summary's rows of the two presets' games, as far as ours have come.
 
     That is the last of the timesteps in SHOWN, or of those at which the paper's seeds are known.
     """
@@ -439,11 +439,12 @@ def atari_summary(curves: Sequence[Row]) -> Iterator[tuple[str, ...]]:
         for row in runs_of(line, curves):
             if row["timesteps"] in SHOWN:
                 found.setdefault(row["timesteps"], []).append(row["return_mean"])
-        if line.label == PAPER_LABEL and found:
+        if line.label in (PAPER_LABEL, DEFAULT_LABEL) and found:
             last = max(found, key=lambda x: (points[x]["lowest_seed"] != "", x))
             ours, theirs = seed_statistics(found[last]), published_score(points[last])
             result = place(ours["mean"], points[last])
-            yield line.env, f"{last / 1e6:g} M", score(ours), "", theirs, result
+            name = line.env if line.label == PAPER_LABEL else f"{line.env}, {line.label}"
+            yield name, f"{last / 1e6:g} M", score(ours), "", theirs, result
 
 
 def place(mean: float, point: Row) -> str:

@@ -8,7 +8,8 @@ MUJOCO = (
     "HalfCheetah-v4", "Hopper-v4", "Walker2d-v4", "Swimmer-v4", "Reacher-v4",
     "InvertedPendulum-v4", "InvertedDoublePendulum-v4",
 )  # fmt: skip
-PAPER_LABEL = "paper, 8 ranks"  # label of the Atari runs that are like the paper's
+# Labels of the Atari runs that are like the paper's, and of those with the default preset
+PAPER_LABEL, DEFAULT_LABEL = "paper, 8 ranks", "ppo1, 2 ranks"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ STUDIES = {
     ],
     "atari": [
         atari_line(PAPER_LABEL, "Pong", "paper-np8", *PAPER_FLAGS),
-        atari_line("ppo1, 2 ranks", "Pong", "ppo1-np2", "--num-procs", "2"),
+        atari_line(DEFAULT_LABEL, "Pong", "ppo1-np2", "--num-procs", "2"),
         variant_line("orthogonal", "orthogonal"),
         variant_line("clipped value", "clipped-value"),
         variant_line("black", "black-background"),

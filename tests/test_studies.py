@@ -373,7 +373,8 @@ def test_summary(folder: Path) -> None:
         point(PONG, 1_500_000, 17.0),
         point(PONG, 2_500_000, 14.0, seed=0),
         point(PONG, 2_500_000, 16.0, seed=1),
-        point(PONG, 2_500_000, 20.0, label="ppo1, 2 ranks"),
+        point(PONG, 1_500_000, 17.0, label="ppo1, 2 ranks"),
+        point(PONG, 2_500_000, 21.0, label=f"{PAPER}, black"),
         point(PONG, 2_600_000, 20.0),
         point(PONG, 3_000_000, 20.0),  # at which the paper's seeds are not known
         point(BREAKOUT, 500_000, 20.0),
@@ -389,6 +390,8 @@ def test_summary(folder: Path) -> None:
     assert lines[0].endswith(" | 2316.16 | higher |")
     assert lines[1:] == [
         f"| {PONG} | 2.5 M | 15.00 ± 1.00 (2) |  | 17 (15 to 20) | among the paper's seeds |",
+        f"| {PONG}, ppo1, 2 ranks | 1.5 M | 17.00 (1) |  | 8 (-3 to 16) "
+        "| above the paper's seeds |",
         f"| {BREAKOUT} | 1 M | 30.00 (1) |  | 26 | none: the paper's seeds are not known |",
     ]
 
