@@ -215,8 +215,13 @@ def atari_references(environments: Iterable[str]) -> list[Reference]:
     for env in environments:
         end = max(line.timesteps for line in STUDIES["atari"] if line.env == env)
         points = [point for x, point in published_points(env).items() if x <= end]
-        xs, ys = (np.array([p[name] for p in points], float) for name in ("timesteps", "mean"))
-        references.append(Reference(env, f"{PAPER_CURVE} (published)", xs, ys))
+        for column, part in (
+            ("mean", ""), ("lowest_seed", ", range of seeds"), ("highest_seed", ", range of seeds")
+        ):  # fmt: skip
+            known = [(point["timesteps"], point[column]) for point in points if point[column] != ""]
+            if known:
+                xs, ys = np.array(known, float).T
+                references.append(Reference(env, f"{PAPER_CURVE}{part} (published)", xs, ys))
     return references
 
 
@@ -392,7 +397,7 @@ def render_atari(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
                     if point["seed"] == row["seed"]
                 }
                 lines.append([
-                    game, line.label, f"seed {row['seed']}", f"{row['timesteps'] / 1e6:.2f} M",
+                    game, line.label, f"1 (seed {row['seed']})", f"{row['timesteps'] / 1e6:.2f} M",
                     *(found.get(x, "") for x in SHOWN), f"{row['return_mean']:.1f}",
                     f"{row['kl']:.4f}", f"{row['live_filters']} of {row['filters']}",
                     f"{row['seconds'] / 3600:.1f}",
@@ -443,14 +448,14 @@ def atari_summary(curves: Sequence[Row]) -> Iterator[tuple[str, ...]]:
             last = max(found, key=lambda x: (points[x]["lowest_seed"] != "", x))
             ours, theirs = seed_statistics(found[last]), published_score(points[last])
             result = place(ours["mean"], points[last])
-            name = line.env if line.label == PAPER_LABEL else f"{line.env}, {line.label}"
+            name = f"{line.env}, {line.label}"
             yield name, f"{last / 1e6:g} M", score(ours), "", theirs, result
 
 
 def place(mean: float, point: Row) -> str:
     """Return where a mean lies in the range of the paper's seeds, as exactly as that was read."""
     if point["lowest_seed"] == "":
-        return "none: the paper's seeds are not known"
+        return "none: the paper's range of seeds is not known"
     if mean > point["highest_seed"] + point["reading_error"]:
         return "above the paper's seeds"
     is_below = mean < point["lowest_seed"] - point["reading_error"]

@@ -9,7 +9,7 @@ MUJOCO = (
     "InvertedPendulum-v4", "InvertedDoublePendulum-v4",
 )  # fmt: skip
 # Labels of the Atari runs that are like the paper's, and of those with the default preset
-PAPER_LABEL, DEFAULT_LABEL = "paper, 8 ranks", "ppo1, 2 ranks"
+PAPER_LABEL, DEFAULT_LABEL = "preset paper, 8 ranks", "preset ppo1, 2 ranks"
 
 
 @dataclass(frozen=True)

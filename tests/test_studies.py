@@ -27,7 +27,7 @@ read_csv, write_csv = throughput_report.read_csv, throughput_report.write_csv
 MUJOCO = [line.env for line in studies.STUDIES["mujoco"]]
 CHEETAH, HOPPER, PENDULUM = "HalfCheetah-v4", "Hopper-v4", "InvertedPendulum-v4"
 PONG, BREAKOUT = "PongNoFrameskip-v4", "BreakoutNoFrameskip-v4"
-PAPER = "paper, 8 ranks"
+PAPER, DEFAULT = "preset paper, 8 ranks", "preset ppo1, 2 ranks"
 
 
 def write_run(
@@ -296,9 +296,9 @@ def test_atari_is_reported_as_far_as_it_is(
         "| Pong | the paper's runs | 3 |  | -20 | -15 (-19 to -9) | -10 (-17 to -4) | 8 (-3 to 16) "
         "| 12 (7 to 17) | 17 (15 to 20) | 19 |  |  |  |  |",
         # of the 101 games around the 500th, 50 and it are of the hundred before, 50 of those after
-        f"| Pong | {PAPER} | seed 0 | 0.62 M | -20.0 | {50 * 20 / 101:.1f} |  |  |  |  |  | 20.0 "
-        "| 0.0020 | 6 of 16 | 2.0 |",
-        f"| Pong | ppo1, 2 ranks |  | {rest}",
+        f"| Pong | {PAPER} | 1 (seed 0) | 0.62 M | -20.0 | {50 * 20 / 101:.1f} |  |  |  |  |  "
+        "| 20.0 | 0.0020 | 6 of 16 | 2.0 |",
+        f"| Pong | {DEFAULT} |  | {rest}",
         f"| Pong | {PAPER}, orthogonal |  | {rest}",
         f"| Pong | {PAPER}, clipped value |  | {rest}",
         f"| Pong | {PAPER}, black |  | {rest}",
@@ -311,13 +311,17 @@ def test_atari_is_reported_as_far_as_it_is(
     assert [row["timesteps"] for row in curves][:2] == [25_000, 50_000]
     assert curves[-1]["timesteps"] == 600_000
     assert {row["env"] for row in curves} == {PONG}
-    (reference,) = studies_report.atari_references([PONG])
-    assert reference.x[-1] == 3_000_000  # as far as the study goes
-    assert reference.y[-1] == 19
+    mean, lowest, highest = studies_report.atari_references([PONG])
+    assert mean.x[-1] == 3_000_000  # as far as the study goes
+    assert mean.y[-1] == 19
+    assert lowest.y.tolist() == [-19, -17, -3, 7, 15]
+    assert highest.y.tolist() == [-9, -4, 16, 17, 20]
+    (only_mean,) = studies_report.atari_references([BREAKOUT])
+    assert only_mean.y[-1] == 26
     assert (folder / "results" / "atari.png").exists()
     ((_, figure),) = studies_report.figures("atari", curves)
     (axes,) = figure.axes
-    assert [line.get_ydata()[-1] for line in axes.get_lines()] == [20, 19]
+    assert [line.get_ydata()[-1] for line in axes.get_lines()] == [20, 19, 15, 20]
     capsys.readouterr()
 
 
@@ -373,7 +377,7 @@ def test_summary(folder: Path) -> None:
         point(PONG, 1_500_000, 17.0),
         point(PONG, 2_500_000, 14.0, seed=0),
         point(PONG, 2_500_000, 16.0, seed=1),
-        point(PONG, 1_500_000, 17.0, label="ppo1, 2 ranks"),
+        point(PONG, 1_500_000, 17.0, label=DEFAULT),
         point(PONG, 2_500_000, 21.0, label=f"{PAPER}, black"),
         point(PONG, 2_600_000, 20.0),
         point(PONG, 3_000_000, 20.0),  # at which the paper's seeds are not known
@@ -389,10 +393,11 @@ def test_summary(folder: Path) -> None:
     assert lines[0].startswith("| Hopper-v4 | 1 M | 1000000 ± 100000 (2) | ")
     assert lines[0].endswith(" | 2316.16 | higher |")
     assert lines[1:] == [
-        f"| {PONG} | 2.5 M | 15.00 ± 1.00 (2) |  | 17 (15 to 20) | among the paper's seeds |",
-        f"| {PONG}, ppo1, 2 ranks | 1.5 M | 17.00 (1) |  | 8 (-3 to 16) "
-        "| above the paper's seeds |",
-        f"| {BREAKOUT} | 1 M | 30.00 (1) |  | 26 | none: the paper's seeds are not known |",
+        f"| {PONG}, {PAPER} | 2.5 M | 15.00 ± 1.00 (2) |  | 17 (15 to 20) "
+        "| among the paper's seeds |",
+        f"| {PONG}, {DEFAULT} | 1.5 M | 17.00 (1) |  | 8 (-3 to 16) | above the paper's seeds |",
+        f"| {BREAKOUT}, {PAPER} | 1 M | 30.00 (1) |  | 26 "
+        "| none: the paper's range of seeds is not known |",
     ]
 
 
