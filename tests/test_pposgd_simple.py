@@ -219,7 +219,7 @@ def test_whole_iterations_equal_baselines(name, size, compiled):
 def test_baselines_silences_filters_on_pong():
     """In the recorded iteration, on gray but not on black, as benchmarks/README.md says.
 
-    The weights after it are ours, which the test above holds to baselines' within 1e-6.
+    The weights after it are the replay's: the test above holds them to the recorded sample.
     """
     (history,) = on_ranks(1, replay, "pong", False)
     gray = torch.from_numpy(history[0]["seg"]["ob"]).permute(0, 3, 1, 2).float()
