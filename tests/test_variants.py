@@ -31,6 +31,7 @@ first_layer = importlib.import_module("first_layer")
 atari_variants = importlib.import_module("atari_variants")
 
 
+@pytest.mark.slow
 def test_torch_adam_takes_the_steps_of_torchs() -> None:
     start = torch.linspace(-1, 1, 7)
     ours, theirs, ppo1s = (torch.nn.Parameter(start.clone()) for _ in range(3))
