@@ -215,23 +215,6 @@ def test_whole_iterations_equal_baselines(name, size, compiled):
         )
 
 
-@pytest.mark.mpi
-def test_baselines_silences_filters_on_pong():
-    """In the recorded iteration, on gray but not on black, as benchmarks/README.md says.
-
-    The weights after it are the replay's: the test above holds them to the recorded sample.
-    """
-    (history,) = on_ranks(1, replay, "pong", False)
-    gray = torch.from_numpy(history[0]["seg"]["ob"]).permute(0, 3, 1, 2).float()
-    alive = []
-    for entry in history:
-        kernel, bias = (torch.from_numpy(entry["state"][f"theta/l1/{name}"]) for name in "Wb")
-        for frames in (gray, (gray - 87).abs()):
-            maps = torch.conv2d(frames / 255, kernel.permute(3, 2, 0, 1), bias.flatten(), stride=4)
-            alive.append(int((maps > 0).any(dim=3).any(dim=2).any(dim=0).sum()))
-    assert alive == [11, 16, 9, 16]  # of 16
-
-
 # ---- Segments -----------------------------------------------------------------------------------
 
 
