@@ -299,6 +299,7 @@ def test_atari_is_reported_as_far_as_it_is(
         f"| Pong | {PAPER} | 1 (seed 0) | 0.62 M | -20.0 | {50 * 20 / 101:.1f} |  |  |  |  |  "
         "| 20.0 | 0.0020 | 6 of 16 | 2.0 |",
         f"| Pong | {DEFAULT} |  | {rest}",
+        f"| Pong | {DEFAULT}, 1 frame |  | {rest}",
         f"| Pong | {PAPER}, orthogonal |  | {rest}",
         f"| Pong | {PAPER}, clipped value |  | {rest}",
         f"| Pong | {PAPER}, black |  | {rest}",
