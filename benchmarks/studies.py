@@ -18,6 +18,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,12 @@ def gather(args: argparse.Namespace) -> None:
         if not (folder / "progress.csv").exists():
             continue
         run = load_run(folder)
-        if not is_far_enough(run, 1 if args.study == "atari" else int(limit_of(line, args)[1])):
+        end = int(limit_of(line, args)[1])
+        if not is_far_enough(run, 1 if args.study == "atari" else end):
             continue
         check_run(run, line, [*limit_of(line, args), "--seed", str(seed)])
+        if args.study != "atari":
+            run = up_to(run, end)
         points = atari_points(run) if args.study == "atari" else mujoco_points(run)
         if points:
             name = {"label": line.label, "env": line.env, "seed": seed}
@@ -183,6 +187,19 @@ def gather(args: argparse.Namespace) -> None:
 def is_far_enough(run: Run, timesteps: int) -> bool:
     """Return whether a run has reached so many timesteps."""
     return run.progress is not None and run.progress["TimestepsSoFar"].iloc[-1] >= timesteps
+
+
+def up_to(run: Run, timesteps: int) -> Run:
+    """Return a run, which may have gone on since, as it was when it had reached so many timesteps.
+
+    Its episodes are the first whose lengths add up to no more. The timesteps of those that were not
+    over do not count there, so it can be one too many a rank.
+    """
+    assert run.progress is not None
+    assert run.episodes is not None
+    progress = run.progress[run.progress["TimestepsSoFar"].shift(fill_value=0) < timesteps]
+    is_over = run.episodes["l"].cumsum() <= progress["TimestepsSoFar"].iloc[-1]
+    return replace(run, progress=progress, episodes=run.episodes[is_over])
 
 
 def check_run(run: Run, line: Line, flags: Sequence[str]) -> None:

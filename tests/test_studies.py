@@ -273,6 +273,36 @@ def test_ablations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
+def test_ablations_take_runs_that_went_on_as_they_were_at_a_million(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = {"preset": "ppo1", "timesteps_per_actorbatch": 256, "optim_epochs": 4}
+    for label, timesteps, before, after in (
+        ("ppo1", 1_500_000, -6.0, 7.0),
+        ("frame-stack-1", 1_000_000, -20.0, -20.0),
+        ("frame-stack-1", 990_000, -20.0, -20.0),  # not there yet
+    ):
+        seed = int(timesteps < 1_000_000)
+        run = write_run(
+            folder / "runs", "ablations", label, PONG, seed, returns=15.0, end=timesteps,
+            iterations=timesteps // 10_000, **preset,
+        )  # fmt: skip
+        write_games(run, [-21.0] * 900 + [before] * 100 + [after] * (timesteps // 1000 - 1000))
+    text = report(folder, "ablations")
+    assert lines_of(text, f"| {PONG}") == [
+        "| PongNoFrameskip-v4 | ppo1 | 1 | -6.00 |  |  |",
+        "| PongNoFrameskip-v4 | frame-stack-1 | 1 | -20.00 |  | none: one seed |",
+    ]
+    rows = read_csv(folder / "results" / "ablations_runs.csv")
+    assert [row["timesteps"] for row in rows] == [1_000_000, 1_000_000]
+    assert [row["seconds"] for row in rows] == [40, 60]
+    assert [row["updates"] for row in rows] == [100 * 4 * 4] * 2
+    curves = read_csv(folder / "results" / "ablations_curves.csv")
+    ends = {row["label"]: (row["timesteps"], row["return_mean"]) for row in curves}
+    assert ends == {"ppo1": (1_000_000, 10), "frame-stack-1": (1_000_000, 15)}
+    capsys.readouterr()
+
+
 def test_atari_is_reported_as_far_as_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
