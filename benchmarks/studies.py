@@ -192,14 +192,13 @@ def is_far_enough(run: Run, timesteps: int) -> bool:
 def up_to(run: Run, timesteps: int) -> Run:
     """Return a run, which may have gone on since, as it was when it had reached so many timesteps.
 
-    Its episodes are the first whose lengths add up to no more. The timesteps of those that were not
-    over do not count there, so it can be one too many a rank.
+    Not for games with lives, of which the learner's episodes are parts of the monitor files'.
     """
     assert run.progress is not None
     assert run.episodes is not None
     progress = run.progress[run.progress["TimestepsSoFar"].shift(fill_value=0) < timesteps]
-    is_over = run.episodes["l"].cumsum() <= progress["TimestepsSoFar"].iloc[-1]
-    return replace(run, progress=progress, episodes=run.episodes[is_over])
+    episodes = run.episodes.head(int(progress["EpisodesSoFar"].iloc[-1]))
+    return replace(run, progress=progress, episodes=episodes)
 
 
 def check_run(run: Run, line: Line, flags: Sequence[str]) -> None:
