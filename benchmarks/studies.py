@@ -3,12 +3,12 @@
 
     python benchmarks/studies.py mujoco               # what is missing of its runs, then the report
     python benchmarks/studies.py ranks --no-train     # the report on what is finished
-    python benchmarks/studies.py atari --only atari/paper-np8/Pong
+    python benchmarks/studies.py atari --only paper-np8/Pong
     python benchmarks/studies.py summary              # the table in the repository's README.md
 
 The same command goes on where it was stopped. Runs lie in OUT/GROUP/ENV/seedN, GROUP being that of
-a line in study_lines.py. Those of Atari take many hours and are reported as far as they are; the
-others once they have reached their timesteps.
+a line in study_lines.py. Those of the study atari take many hours and are reported as far as they
+are; the others once they have reached their timesteps, and as they were there.
 """
 
 import argparse
@@ -53,13 +53,13 @@ def arg_parser() -> argparse.ArgumentParser:
         "--only": dict(
             metavar="NAME",
             default="",
-            help="train only the runs that have NAME in GROUP/ENV; the report is on all there are",
+            help="train only the runs that have NAME in GROUP/ENV/; the report is on all there are",
         ),
         "--num-timesteps": dict(
             metavar="N",
             type=int,
-            help="of a run (default: 1000000), or at which one of atari pauses (default: 3000000 "
-            "of Pong, 1000000 of Breakout)",
+            help="of a run, or at which one of a game pauses (default: 1000000, and 3000000 of "
+            "atari's Pong)",
         ),
         "--jobs": dict(
             metavar="N",
@@ -192,12 +192,12 @@ def is_far_enough(run: Run, timesteps: int) -> bool:
 def up_to(run: Run, timesteps: int) -> Run:
     """Return a run, which may have gone on since, as it was when it had reached so many timesteps.
 
-    Not for games with lives, of which the learner's episodes are parts of the monitor files'.
+    Not for games with lives: one of the monitor files' episodes is several of the learner's there.
     """
     assert run.progress is not None
-    assert run.episodes is not None
     progress = run.progress[run.progress["TimestepsSoFar"].shift(fill_value=0) < timesteps]
-    episodes = run.episodes.head(int(progress["EpisodesSoFar"].iloc[-1]))
+    count = int(progress["EpisodesSoFar"].iloc[-1])
+    episodes = None if run.episodes is None else run.episodes.head(count)
     return replace(run, progress=progress, episodes=episodes)
 
 
@@ -239,7 +239,8 @@ def run_row(run: Run) -> Row:
     words[1] = f"benchmarks/{script.name}" if script.parent.name == "benchmarks" else script.name
     if "--log-path" in words:
         words[words.index("--log-path") + 1] = "DIR"
-    processes = [config, *config.get("resumed", [])]
+    resumed = config.get("resumed", [])
+    processes = [config, *(x for x in resumed if x["iteration"] < len(run.progress))]
     versions = [
         ", ".join(f"{name} {x}" for name, x in process["versions"].items()) for process in processes
     ]

@@ -64,8 +64,6 @@ def atari_line(
 
 PAPER_FLAGS = ("--num-procs", "8", "--preset", "paper")
 DEFAULT_FLAGS = ("--num-procs", "2")
-# Group and flags of the default preset with one frame, which on Pong is the preset baselines
-ONE_FRAME = ("ppo1-np2-frame-stack-1", *DEFAULT_FLAGS, "--frame-stack", "1")
 
 
 def variant_line(label: str, variant: str, *flags: str) -> Line:
@@ -100,12 +98,12 @@ STUDIES = {
     ]
     + [
         atari_line("ppo1", "Pong", "ppo1-np2", *DEFAULT_FLAGS, stop_timesteps=1_000_000),
-        atari_line("frame-stack-1", "Pong", *ONE_FRAME, stop_timesteps=1_000_000),
+        atari_line("frame-stack-1", "Pong", "ppo1-np2-frame-stack-1", *DEFAULT_FLAGS,
+                   "--frame-stack", "1", stop_timesteps=1_000_000),
     ],
     "atari": [
         atari_line(PAPER_LABEL, "Pong", "paper-np8", *PAPER_FLAGS),
         atari_line(DEFAULT_LABEL, "Pong", "ppo1-np2", *DEFAULT_FLAGS),
-        atari_line(f"{DEFAULT_LABEL}, 1 frame", "Pong", *ONE_FRAME),
         variant_line("orthogonal", "orthogonal"),
         variant_line("clipped value", "clipped-value"),
         variant_line("black", "black-background"),

@@ -273,35 +273,61 @@ def test_ablations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
+def write_pong_ablation(
+    folder: Path, label: str, *, end: int, returns: float, later: float = 0.0, **arguments: Any
+) -> None:
+    """Write a run of Pong that has reached a million timesteps in iteration 100, or goes on."""
+    preset = {"preset": "ppo1", "timesteps_per_actorbatch": 256, "optim_epochs": 4}
+    processes = tuple(
+        {"iteration": iteration, "git_commit": commit * 40, "versions": {}}
+        for iteration, commit in ((99, "a"), (100, "b"))
+    )
+    frames = {"frame_stack": 1 if label == "frame-stack-1" else 4}
+    run = write_run(
+        folder / "runs", "ablations", label, PONG, 0, returns=15.0, end=end,
+        iterations=end // 10_000, resumed=processes, **(preset | frames | arguments),
+    )  # fmt: skip
+    # 990 episodes have ended by then, in write_run's progress.csv
+    write_games(run, [-21.0] * 890 + [returns] * 100 + [later] * 500)
+
+
 def test_ablations_take_runs_that_went_on_as_they_were_at_a_million(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preset = {"preset": "ppo1", "timesteps_per_actorbatch": 256, "optim_epochs": 4}
-    for label, timesteps, before, after in (
-        ("ppo1", 1_500_000, -6.0, 7.0),
-        ("frame-stack-1", 1_000_000, -20.0, -20.0),
-        ("frame-stack-1", 990_000, -20.0, -20.0),  # not there yet
-    ):
-        seed = int(timesteps < 1_000_000)
-        run = write_run(
-            folder / "runs", "ablations", label, PONG, seed, returns=15.0, end=timesteps,
-            iterations=timesteps // 10_000, **preset,
-        )  # fmt: skip
-        # 990 episodes have ended by then, in write_run's progress.csv
-        write_games(run, [-21.0] * 890 + [before] * 100 + [after] * 500)
+    write_pong_ablation(folder, "ppo1", end=1_500_075, returns=-6.0, later=7.0)
+    write_pong_ablation(folder, "frame-stack-1", end=1_000_000, returns=-20.0)
     text = report(folder, "ablations")
     assert lines_of(text, f"| {PONG}") == [
         "| PongNoFrameskip-v4 | ppo1 | 1 | -6.00 |  |  |",
         "| PongNoFrameskip-v4 | frame-stack-1 | 1 | -20.00 |  | none: one seed |",
     ]
     rows = read_csv(folder / "results" / "ablations_runs.csv")
-    assert [row["timesteps"] for row in rows] == [1_000_000, 1_000_000]
+    assert [row["timesteps"] for row in rows] == [1_000_050, 1_000_000]
     assert [row["seconds"] for row in rows] == [40, 60]
     assert [row["updates"] for row in rows] == [100 * 4 * 4] * 2
+    # The process that began with the iteration after it has no part in these
+    assert [row["commit"] for row in rows] == [f"0123456789ab; {'a' * 12}"] * 2
     curves = read_csv(folder / "results" / "ablations_curves.csv")
     ends = {row["label"]: (row["timesteps"], row["return_mean"]) for row in curves}
-    assert ends == {"ppo1": (1_000_000, 10), "frame-stack-1": (1_000_000, 15)}
+    assert ends == {"ppo1": (1_000_050, 10), "frame-stack-1": (1_000_000, 15)}
     capsys.readouterr()
+
+
+def test_four_frames_are_not_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pong_ablation(folder, "frame-stack-1", end=1_000_000, returns=-20.0, frame_stack=4)
+    with pytest.raises(SystemExit):
+        report(folder, "ablations")
+    assert "frame_stack 4, not 1" in capsys.readouterr().err
+
+
+def test_a_run_without_monitor_files_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(folder / "runs", "ranks", "1 rank", HOPPER, 0, returns=1.0)
+    (run / "0.monitor.csv").unlink()
+    with pytest.raises(SystemExit):
+        report(folder, "ranks")
+    assert f"{run} has no monitor file" in capsys.readouterr().err
 
 
 def test_atari_is_reported_as_far_as_it_is(
@@ -309,7 +335,7 @@ def test_atari_is_reported_as_far_as_it_is(
 ) -> None:
     counted = {"live_filters": 6, "filters": 16}
     monkeypatch.setattr(first_layer, "count_filters", lambda run: counted)
-    later = {"git_commit": "f" * 40, "versions": {"python": "3.11", "torch": "3"}}
+    later = {"iteration": 9, "git_commit": "f" * 40, "versions": {"python": "3.11", "torch": "3"}}
     run = write_run(
         folder / "runs", "atari", PAPER, PONG, 0, returns=20.0, end=620_000, frames=True,
         seconds=7200, resumed=(later,),
@@ -330,7 +356,6 @@ def test_atari_is_reported_as_far_as_it_is(
         f"| Pong | {PAPER} | 1 (seed 0) | 0.62 M | -20.0 | {50 * 20 / 101:.1f} |  |  |  |  |  "
         "| 20.0 | 0.0020 | 6 of 16 | 2.0 |",
         f"| Pong | {DEFAULT} |  | {rest}",
-        f"| Pong | {DEFAULT}, 1 frame |  | {rest}",
         f"| Pong | {PAPER}, orthogonal |  | {rest}",
         f"| Pong | {PAPER}, clipped value |  | {rest}",
         f"| Pong | {PAPER}, black |  | {rest}",
@@ -586,7 +611,7 @@ def test_runs_are_made_once(
 def test_an_atari_run_goes_on(folder: Path) -> None:
     """Reports nothing yet, for want of 100 games, but trains, pauses and continues."""
     command = [
-        sys.executable, str(ROOT / "benchmarks" / "studies.py"), "atari", "--only", "ppo1-np2",
+        sys.executable, str(ROOT / "benchmarks" / "studies.py"), "atari", "--only", "ppo1-np2/",
         "--out", str(folder / "runs"), "--report", str(folder), "--num-timesteps",
     ]  # fmt: skip
     run = folder / "runs" / "atari" / "ppo1-np2" / PONG / "seed0"
@@ -596,6 +621,7 @@ def test_an_atari_run_goes_on(folder: Path) -> None:
             [*command, str(timesteps)], env=rank_environment(), capture_output=True, text=True,
             timeout=500,
         )  # fmt: skip
+        assert "1 run, 1 to do" in done.stdout
         assert "paused" in done.stdout, done.stdout + done.stderr
         assert "no run of atari" in done.stderr.splitlines()[-1]
         progress = load_run(run).progress
