@@ -156,23 +156,25 @@ def gather(args: argparse.Namespace) -> None:
     """
     rows: list[Row] = []
     curves: list[Row] = []
+    is_atari = args.study == "atari"
     for line, seed in itertools.product(STUDIES[args.study], range(args.seeds)):
         folder = args.out / line.group / line.env / f"seed{seed}"
         if not (folder / "progress.csv").exists():
             continue
         run = load_run(folder)
-        end = int(limit_of(line, args)[1])
-        if not is_far_enough(run, 1 if args.study == "atari" else end):
+        limit = limit_of(line, args)
+        timesteps = int(limit[1])
+        if not is_far_enough(run, 1 if is_atari else timesteps):
             continue
-        check_run(run, line, [*limit_of(line, args), "--seed", str(seed)])
-        if args.study != "atari":
-            run = up_to(run, end)
-        points = atari_points(run) if args.study == "atari" else mujoco_points(run)
+        check_run(run, line, [*limit, "--seed", str(seed)])
+        if not is_atari:
+            run = up_to(run, timesteps)
+        points = atari_points(run) if is_atari else mujoco_points(run)
         if points:
             name = {"label": line.label, "env": line.env, "seed": seed}
             curves += [{**name, **point} for point in points]
             row = {**name, **run_row(run)}
-            if args.study == "atari":
+            if is_atari:
                 from first_layer import count_filters  # which starts MPI
 
                 row |= count_filters(run)

@@ -141,7 +141,7 @@ def measure(args: argparse.Namespace, argv: Sequence[str], *, everything: bool) 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         for figures in measure_cases(args, everything=everything):
-            row = {**dict.fromkeys(COLUMNS, ""), **common, **figures}
+            row = tables.six_digits({**dict.fromkeys(COLUMNS, ""), **common, **figures})
             print(tables.sentence(row), flush=True)
             yield row
 

@@ -104,6 +104,11 @@ def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS)
             writer.writerow(cells)
 
 
+def six_digits(row: Row) -> Row:
+    """Return a row as its file will have it: its figures to six significant digits."""
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
 def read_csv(path: Path) -> list[Row]:
     """Return the rows, with numbers as int or float."""
     with path.open(newline="", encoding="utf-8") as file:

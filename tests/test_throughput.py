@@ -1,6 +1,5 @@
 import csv
 import importlib
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,12 +50,18 @@ def test_quick_run(tmp_path: Path, ranks: int) -> None:
     assert sum(parts) == pytest.approx(row["split_iteration_s"], rel=0.1)
     assert (row["communicating_s"] > 0.01 * row["split_iteration_s"]) or ranks == 1
     assert str(tmp_path) not in out.read_text()
-    # Rounded from the rate itself, as the six digits in the file are
-    (printed,) = re.findall(r", eager, .*: ([\d,]+) steps/s", done.stdout)
-    assert int(printed.replace(",", "")) == pytest.approx(row["train_steps_per_s"], abs=1)
+    assert f"{row['train_steps_per_s']:,.0f} steps/s" in done.stdout
     text = report.render([row])
     assert f"| HalfCheetah-v4, 2 x 64, eager | {ranks} | {row['train_steps_per_s']:,.0f} |" in text
     assert "Not measured in this run" in text
+
+
+def test_what_is_printed_is_what_the_file_has(tmp_path: Path) -> None:
+    """Whole steps of 12780.52 are 12,781; of the file's 12780.5, 12,780."""
+    row = report.six_digits({"train_steps_per_s": 12780.52, "ranks": 2, "environment": "x"})
+    assert f"{row['train_steps_per_s']:,.0f}" == "12,780"
+    report.write_csv(tmp_path / "figures.csv", [row], list(row))
+    assert report.read_csv(tmp_path / "figures.csv") == [row]
 
 
 def test_allreduce_and_a_peer_that_is_not_there(tmp_path: Path) -> None:
