@@ -7,6 +7,7 @@ wrote. `torch.load(weights_only=True)` reads it: no pickle of a stranger is ever
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ import torch
 from mpi4py import MPI
 
 from common import logger
+from common.files import replacing
 
 MAGIC = b"ppo1 checkpoint\n"
 FORMAT = 1
@@ -61,21 +63,9 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     payload = buffer.getvalue()
     digest = hashlib.sha256(MAGIC + struct.pack("I", FORMAT) + payload).digest()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(HEADER.pack(MAGIC, FORMAT, digest))
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(HEADER.pack(MAGIC, FORMAT, digest))
+        file.write(payload)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -187,7 +177,8 @@ def tidy_checkpoints(folder: Path, iteration: int) -> None:
         path.unlink()
     for path in checkpoint_files(folder):
         if path.name > checkpoint_name(iteration):
-            path.rename(path.with_suffix(".set-aside"))
+            names = itertools.chain([".set-aside"], (f".set-aside-{n}" for n in itertools.count(2)))
+            path.rename(next(x for n in names if not os.path.lexists(x := path.with_suffix(n))))
             logger.log(f"Set aside {path.name}, which is later than where the run goes on")
 
 
@@ -200,14 +191,30 @@ def read_run(path: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         CheckpointError: if there is none.
     """
+    folder = run_folder(path)
     if path.is_dir():
         path, content = read_newest(path if checkpoint_files(path) else path / "checkpoints")
     else:
         content = read_checkpoint(path)
     if not {"arguments", "shared", "ranks"} <= content.keys():
         raise CheckpointError(f"{path} holds no run")
+    return folder, content
+
+
+def run_folder(path: Path) -> Path:
+    """Return the folder of the run that `path` means, symbolic links followed.
+
+    Args:
+        path: as for `read_run`.
+    """
     path = Path(os.path.abspath(path))  # of "." the parent has no name
-    return path.parents[1 if path.parent.name == "checkpoints" else 0], content
+    is_folder = path.is_dir()
+    if is_folder and not checkpoint_files(path):
+        return path.resolve()
+    folder = path if is_folder else path.parent
+    if folder.name != "checkpoints":  # a link may stand for it, or for a checkpoint
+        folder = path.resolve() if is_folder else path.resolve().parent
+    return (folder.parent if folder.name == "checkpoints" else folder).resolve()
 
 
 # ---- Saving while a run goes on -----------------------------------------------------------------

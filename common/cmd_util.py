@@ -24,7 +24,8 @@ import gymnasium as gym
 from mpi4py import MPI
 
 from common import logger
-from common.checkpoint import CheckpointError, checkpoint_files, read_run
+from common.checkpoint import CheckpointError, checkpoint_files, read_run, run_folder
+from common.files import FolderLock, absolute_path, folder_path
 from common.misc_util import set_global_seeds
 from common.monitor import Monitor
 from common.mpi_util import offset_seed
@@ -41,6 +42,7 @@ FREE_ARGUMENTS = PROCESS_ARGUMENTS | {
     "save_interval", "keep", "stall_timeout", "log_format", "track", "wandb_project_name",
     "wandb_entity",
 }  # fmt: skip
+LOCK_SECONDS = 10.0  # that a resumed run waits for another in its folder, which may be ending
 LIMITS = ("num_timesteps", "max_episodes", "max_iters", "max_seconds")
 
 # Environments whose old versions no longer run, and what stands in for those. The -v4 have the
@@ -181,6 +183,11 @@ positive_number = number_type(float, lambda x: 0 < x < math.inf, "a number above
 seed_number = number_type(int, lambda x: 0 <= x < 2**32, f"a whole number from 0 to {2**32 - 1}")
 
 
+def resume_path(text: str) -> str:
+    """Return the absolute path; "", which stands for --log-path's, as it is."""
+    return absolute_path(text) if text else text
+
+
 def log_formats(text: str) -> list[str]:
     """Return the formats in a comma-separated text."""
     formats = [name.strip() for name in text.split(",") if name.strip()]
@@ -216,7 +223,8 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
     run.add_argument("--stop-timesteps", type=positive_whole_number, metavar="N",
                      help="pause after N steps; --resume goes on")  # fmt: skip
     logs = parser.add_argument_group("logs and checkpoints")
-    logs.add_argument("--log-path", metavar="DIR", default=os.environ.get("OPENAI_LOGDIR"),
+    logs.add_argument("--log-path", type=folder_path, metavar="DIR",
+                      default=os.environ.get("OPENAI_LOGDIR") or None,
                       help="the run's folder; new in runs/ if not given")  # fmt: skip
     formats = os.environ.get("OPENAI_LOG_FORMAT", "stdout,log,csv")
     logs.add_argument("--log-format", type=log_formats, default=formats, metavar="F,F",
@@ -226,7 +234,7 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
                       help="send the numbers to Weights & Biases")  # fmt: skip
     logs.add_argument("--wandb-project-name", default="ppo1", metavar="NAME", help="project there")
     logs.add_argument("--wandb-entity", metavar="NAME", help="user or team there")
-    logs.add_argument("--resume", nargs="?", const="", metavar="PATH",
+    logs.add_argument("--resume", type=resume_path, nargs="?", const="", metavar="PATH",
                       help="go on in this run's folder, or --log-path's")  # fmt: skip
     logs.add_argument("--override", action="store_true",
                       help="resume although flags differ from the saved")  # fmt: skip
@@ -237,13 +245,16 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
     logs.add_argument("--stall-timeout", type=number_from_0, default=600.0, metavar="X",
                       help="end if stuck for X seconds; 0: never")  # fmt: skip
     policy = parser.add_argument_group("policy")
-    policy.add_argument("--save-path", metavar="FILE", help="save the trained policy")
-    policy.add_argument("--load-path", metavar="PATH",
+    policy.add_argument("--save-path", type=absolute_path, metavar="FILE",
+                        help="save the trained policy")  # fmt: skip
+    policy.add_argument("--load-path", type=absolute_path, metavar="PATH",
                         help="begin with a saved policy, run or dump")  # fmt: skip
     policy.add_argument("--evaluate", type=positive_whole_number, metavar="N",
                         help="then play N episodes; print a table")  # fmt: skip
-    policy.add_argument("--json", metavar="FILE", help="write that evaluation here")
-    policy.add_argument("--video", metavar="FILE", help="then record an episode: .mp4 or .gif")
+    policy.add_argument("--json", type=absolute_path, metavar="FILE",
+                        help="write that evaluation here")  # fmt: skip
+    policy.add_argument("--video", type=absolute_path, metavar="FILE",
+                        help="then record an episode: .mp4 or .gif")  # fmt: skip
     policy.add_argument("--video-steps", type=positive_whole_number, metavar="N",
                         help="record N steps instead")  # fmt: skip
     policy.add_argument("--play", action="store_true", help="then show it in a window")
@@ -308,11 +319,20 @@ def parse_args(
     parser: ArgumentParser,
     presets: Mapping[str, Mapping[str, Any]],
     argv: Sequence[str] | None = None,
+    *,
+    lock: FolderLock | None = None,
 ) -> argparse.Namespace:
     """Return rank 0's arguments, those not given taken from the preset.
 
     `max_timesteps`, the limit that `learn` takes, is `num_timesteps` times `timesteps_factor`,
     where there is one. Of the four limits, those not in force are 0.
+
+    Args:
+        parser: of all flags.
+        presets: arguments by preset.
+        argv: the command line; None is the process's own.
+        lock: rank 0 has it take the folder of the run that --resume means, if there is one, before
+            it looks at the checkpoints; None reads them as they are.
 
     Collective: every rank must call it; a bad command line raises SystemExit on all of them.
     """
@@ -320,7 +340,7 @@ def parse_args(
     outcome: Any = None
     if comm.Get_rank() == 0:
         try:
-            outcome = _parse_args(parser, presets, argv)
+            outcome = _parse_args(parser, presets, argv, lock)
         except SystemExit as leave:
             outcome = leave.code
     outcome = comm.bcast(outcome)
@@ -333,15 +353,18 @@ def _parse_args(
     parser: ArgumentParser,
     presets: Mapping[str, Mapping[str, Any]],
     argv: Sequence[str] | None,
+    lock: FolderLock | None,
 ) -> argparse.Namespace:
     # The preset decides the defaults, those that --help shows too, so it must be known first.
     first = ArgumentParser(prog=parser.prog, add_help=False)
     first.add_argument("--preset", choices=list(presets))
-    first.add_argument("--load-path")
-    first.add_argument("--resume", nargs="?", const="")
-    first.add_argument("--log-path", default=parser.get_default("log_path"))
+    first.add_argument("--load-path", type=absolute_path)
+    first.add_argument("--resume", type=resume_path, nargs="?", const="")
+    first.add_argument("--log-path", type=folder_path, default=parser.get_default("log_path"))
     first.add_argument("--env", "--env-id")
     known = first.parse_known_args(argv)[0]
+    if lock is not None and known.resume is not None:
+        _lock_run(parser, known.resume or known.log_path, lock)
     resumes = known.resume or (known.resume == "" and has_checkpoints(known.log_path))
     # A run that goes on has what it began with; the file may be gone
     loaded, settings = (None, {}) if resumes else _read_policy(parser, known, presets)
@@ -360,6 +383,19 @@ def _parse_args(
         _settle_limit(parser, args, num_timesteps)
     args.max_timesteps = int(args.num_timesteps * getattr(args, "timesteps_factor", 1))
     return args
+
+
+def _lock_run(parser: ArgumentParser, path: str | None, lock: FolderLock) -> None:
+    """Lock the folder of the run to resume, waiting for one that is just ending there.
+
+    A folder without a lock file or a checkpoint is left alone: no run has begun there.
+    """
+    folder = None if path is None else run_folder(Path(path))
+    if folder is not None and (Path(folder, FolderLock.NAME).exists() or has_checkpoints(folder)):
+        try:
+            lock.take(folder, wait_seconds=LOCK_SECONDS, say=logger.log)
+        except (ValueError, OSError) as error:
+            parser.error(describe(error))
 
 
 def _settle_limit(parser: ArgumentParser, args: argparse.Namespace, num_timesteps: int) -> None:
@@ -447,7 +483,8 @@ def _take_saved_arguments(
         if value is not argparse.SUPPRESS
         and name not in FREE_ARGUMENTS
         and value not in (saved.get(name), saved.get(f"given_{name}"))
-    }
+        and not (name == "load_path" and value == os.path.abspath(str(saved.get(name))))
+    }  # the path was relative in earlier versions
     if changed and not args.override:
         listed = ", ".join(f"{flag(k)} {v} (saved: {saved.get(k)})" for k, v in changed.items())
         parser.error(f"differs from the run to resume: {listed}; --override to go on")
@@ -465,7 +502,7 @@ def _take_saved_arguments(
     args.checkpoint, args.loaded = content, None
 
 
-def has_checkpoints(folder: str | None) -> bool:
+def has_checkpoints(folder: str | Path | None) -> bool:
     """Return whether there are checkpoints in a run's folder."""
     return folder is not None and bool(checkpoint_files(Path(folder, "checkpoints")))
 

@@ -23,6 +23,7 @@ unwritable from the start is another matter: `configure` raises.
 Source: baselines/logger.py @ ea25b9e
 
 Differs:
+    - A file of an earlier run is never overwritten: it moves to the folder's `earlier-N`.
     - The default folder is `runs/<time>` under the working directory, one for all ranks, not a
       temporary one per rank. Rank 0's folder counts, and one rank's failure raises on every rank.
     - `comm` names the ranks that share the folder; values are never averaged over it.
@@ -45,7 +46,6 @@ import contextlib
 import csv
 import datetime
 import errno
-import glob
 import io
 import json
 import math
@@ -55,7 +55,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+
+from common.files import PathError, folder_path, is_folder, no_link, printable, replacing, set_aside
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -67,6 +70,9 @@ WARN = 30
 ERROR = 40
 DISABLED = 50
 
+# Names in the run's folder, by format; the rank and the caller's suffix stand in the braces.
+FILES = {"log": "log{}.txt", "csv": "progress{}.csv", "json": "progress{}.json",
+         "tensorboard": "tb{}"}  # fmt: skip
 _TABLE_WIDTH = 30  # characters of a key or a value in the table
 
 
@@ -99,26 +105,26 @@ class _LineFile:
 
     def __init__(self, path: str | os.PathLike[str], append: bool) -> None:
         self.path = os.path.abspath(path)
-        if not append:
-            open(self.path, "wb").close()
-        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open for the whole run
-        if append:
-            self._file.seek(0)
-            content = self._file.readall()
-            if not content.endswith(b"\n"):
-                self._file.truncate(content.rfind(b"\n") + 1)
+        self._file = self._open()
+        self._file.seek(0)
+        content = self._file.readall() if append else b""
+        if not append or not content.endswith(b"\n"):
+            self._file.truncate(content.rfind(b"\n") + 1)
+
+    def _open(self) -> io.FileIO:
+        return open(self.path, "a+b", buffering=0, opener=no_link)
 
     def text(self) -> str:
         """Return all that the file holds."""
         self._file.seek(0)
-        return self._file.readall().decode()
+        return self._file.readall().decode(errors="backslashreplace")
 
     def write(self, text: str) -> None:
         """Append `text`; if that fails, take back what was written of it and raise OSError."""
         if os.fstat(self._file.fileno()).st_nlink == 0:  # or the write would succeed, to nowhere
             raise FileNotFoundError(errno.ENOENT, "the file was deleted", self.path)
         end = self._file.seek(0, os.SEEK_END)
-        rest = memoryview(text.encode())
+        rest = memoryview(text.encode(errors="backslashreplace"))
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -129,18 +135,11 @@ class _LineFile:
 
     def replace(self, text: str) -> None:
         """Make `text` the whole content; a failure or crash leaves the old or the new, unmixed."""
-        fresh = _LineFile(self.path + ".tmp", append=False)
-        try:
-            fresh.write(text)
-            os.fsync(fresh._file.fileno())
-            os.replace(fresh.path, self.path)
-        except OSError:
-            fresh.close()
-            with contextlib.suppress(OSError):
-                os.unlink(fresh.path)
-            raise
+        with replacing(self.path) as file:
+            file.write(text.encode(errors="backslashreplace"))
+        fresh = self._open()
         self._file.close()
-        self._file = fresh._file
+        self._file = fresh
 
     def flush(self) -> None:
         """Do nothing: no write waits in a buffer."""
@@ -208,7 +207,7 @@ class HumanOutputFormat(KVWriter, SeqWriter):
 
     def _write(self, text: str) -> None:
         out = sys.stdout if self.file is None else self.file
-        out.write(text)
+        out.write(printable(text, out))
         out.flush()
 
     def close(self) -> None:
@@ -343,19 +342,21 @@ class TensorBoardOutputFormat(KVWriter):
             dir: the folder.
             append: keep what an earlier run wrote there, and have TensorBoard hide those of its
                 points that lie at or after the first step written now (a resumed run repeats
-                them). Otherwise its event files are deleted, as its CSV is overwritten.
+                them). Otherwise its event files move to `earlier-N` in that folder.
 
         Raises:
             ImportError: the tensorboard package is missing.
+            OSError: the folder is a symbolic link, or cannot be made.
         """
         from torch.utils.tensorboard import SummaryWriter
 
         self.dir = os.path.abspath(dir)
         self.name = self.dir
         os.makedirs(self.dir, exist_ok=True)
+        os.close(no_link(self.dir, os.O_RDONLY))
         if not append:
-            for old in glob.glob(os.path.join(glob.escape(self.dir), "events.out.tfevents.*")):
-                os.unlink(old)
+            names = [name for name in os.listdir(self.dir) if name.startswith("events.out.")]
+            set_aside(Path(self.dir), names)
         self._make_writer = SummaryWriter
         self._append = append
         self._writer: SummaryWriter | None = None
@@ -392,7 +393,7 @@ def make_output_format(
         format: stdout, log, csv, json or tensorboard.
         ev_dir: the run's folder.
         log_suffix: goes into the file's name before its extension, e.g. "-rank001".
-        append: continue existing files instead of overwriting them.
+        append: continue an existing file instead of emptying it.
 
     Raises:
         ValueError: the format is unknown.
@@ -400,17 +401,16 @@ def make_output_format(
     """
     if format == "stdout":
         return HumanOutputFormat(None)
-    files: dict[str, tuple[Callable[[str, bool], KVWriter], str]] = {
-        "log": (HumanOutputFormat, f"log{log_suffix}.txt"),
-        "csv": (CSVOutputFormat, f"progress{log_suffix}.csv"),
-        "json": (JSONOutputFormat, f"progress{log_suffix}.json"),
-        "tensorboard": (TensorBoardOutputFormat, f"tb{log_suffix}"),
+    if format not in FILES:
+        raise ValueError(f"unknown log format {format!r}: choose from stdout, {', '.join(FILES)}")
+    make: dict[str, Callable[[str, bool], KVWriter]] = {
+        "log": HumanOutputFormat,
+        "csv": CSVOutputFormat,
+        "json": JSONOutputFormat,
+        "tensorboard": TensorBoardOutputFormat,
     }
-    if format not in files:
-        raise ValueError(f"unknown log format {format!r}: choose from stdout, {', '.join(files)}")
-    make, filename = files[format]
     os.makedirs(ev_dir, exist_ok=True)
-    return make(os.path.join(ev_dir, filename), append)
+    return make[format](os.path.join(ev_dir, FILES[format].format(log_suffix)), append)
 
 
 # ---------------------------------------------------------------- the logger
@@ -537,18 +537,22 @@ def configure(
             rank 0 (default "stdout,log,csv"), OPENAI_LOG_FORMAT_MPI on the others ("log").
         comm: the ranks that share the folder; None means COMM_WORLD.
         log_suffix: added to the names of the files, before the extension.
-        append: continue the files in the folder instead of overwriting them.
+        append: continue the files in the folder. Otherwise those that are in the way move to a
+            new subfolder `earlier-N`.
 
     Raises:
         OSError: some rank cannot make the folder or write in it; the message has the path.
-        ValueError: some rank was given a format that does not exist.
+        ValueError: some rank was given a format that does not exist, or rank 0 a path that is no
+            text.
         ImportError: tensorboard was asked for and is not installed.
     """
-    new = _open_logger(dir, format_strs, comm, append, log_suffix)
+    new, earlier = _open_logger(dir, format_strs, comm, append, log_suffix)
     old, Logger.CURRENT = Logger.CURRENT, new
     if old is not None:
         old.close()
     new.log(f"Logging to {new.dir}")
+    if earlier is not None:
+        new.log(f"The logs that were there are now in {earlier}")
 
 
 def reset() -> None:
@@ -583,31 +587,41 @@ def _open_logger(
     comm: MPI.Comm | None,
     append: bool,
     log_suffix: str = "",
-) -> Logger:
-    """Return a logger with its files open. Collective, arguments and errors as `configure`'s."""
+) -> tuple[Logger, Path | None]:
+    """Return a logger with its files open, and where the earlier ones are now, if there were any.
+
+    Collective, arguments and errors as `configure`'s.
+    """
     if comm is None:
         comm = _world()
     rank = comm.Get_rank()
-    path: str | OSError = ""
+    path: str | OSError | PathError = ""
     if rank == 0:
         try:
             path = _choose_dir(dir)
+        except PathError as err:
+            path = err
         except OSError as err:
             text = f"cannot make a folder for logs: {err.strerror or err}"
             path = OSError(err.errno, text, err.filename or "runs")
     path = comm.bcast(path, root=0)
-    if isinstance(path, OSError):
+    if isinstance(path, OSError | PathError):
         raise path
 
     if format_strs is None:
         variable, default = ("", "stdout,log,csv") if rank == 0 else ("_MPI", "log")
         format_strs = os.environ.get(f"OPENAI_LOG_FORMAT{variable}", default).split(",")
+    names = list(filter(None, map(str.strip, format_strs)))
     formats: list[KVWriter] = []
     failure: Exception | None = None
+    earlier = None
     try:
         _probe(path)
         suffix = (f"-rank{rank:03d}" if rank > 0 else "") + log_suffix
-        for name in filter(None, map(str.strip, format_strs)):
+        if not append:
+            files = {FILES[name].format(suffix) for name in names if name in FILES}
+            earlier = set_aside(Path(path), (x for x in files if not is_folder(Path(path, x))))
+        for name in names:
             formats.append(make_output_format(name, path, suffix, append))
     except OSError as err:
         who = f"rank {rank} " if comm.Get_size() > 1 else ""
@@ -619,7 +633,7 @@ def _open_logger(
         if verdict is not None:
             Logger(None, formats).close()
             raise verdict
-    return Logger(path, formats, rank=rank, append=append)
+    return Logger(path, formats, rank=rank, append=append), earlier
 
 
 def _choose_dir(dir: str | os.PathLike[str] | None) -> str:
@@ -629,8 +643,8 @@ def _choose_dir(dir: str | os.PathLike[str] | None) -> str:
     """
     given = dir if dir is not None else os.environ.get("OPENAI_LOGDIR")
     if given:
-        return os.path.abspath(os.path.expanduser(given))
-    base = os.path.abspath(os.path.join("runs", f"{datetime.datetime.now():%Y-%m-%d-%H-%M-%S}"))
+        return folder_path(given)
+    base = folder_path(os.path.join("runs", f"{datetime.datetime.now():%Y-%m-%d-%H-%M-%S}"))
     path, tries = base, 1
     while True:
         try:

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import gymnasium as gym
 
+from common.files import no_link
+
 if TYPE_CHECKING:
     import pandas
 
@@ -178,7 +180,9 @@ class Monitor(gym.Wrapper):
         if append:
             self.rows = truncate_monitor_file(path)
             header = _read_header(path, columns)
-        self._file = open(path, "a" if header else "w", encoding="utf-8", newline="")  # noqa: SIM115
+        self._file = open(  # noqa: SIM115
+            path, "a" if header else "w", encoding="utf-8", newline="", opener=no_link
+        )
         self._writer = csv.DictWriter(self._file, fieldnames=columns, lineterminator="\n")
         if header:
             self.tstart = header["t_start"]
@@ -252,7 +256,8 @@ def truncate_monitor_file(filename: str | os.PathLike[str], rows: int | None = N
         reader = csv.reader(lines[2:])  # a row's quoted value may span lines
         kept = sum(1 for _ in itertools.islice(reader, rows))
         end = 2 + reader.line_num
-    os.truncate(path, sum(len(line.encode()) for line in lines[:end]))
+    with open(path, "rb+", opener=no_link) as file:
+        file.truncate(sum(len(line.encode()) for line in lines[:end]))
     return kept
 
 

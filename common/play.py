@@ -225,6 +225,8 @@ def check_flags(args: argparse.Namespace, make_env: MakeEnv) -> None:
     for name in ("save_path", "json", "video"):
         if getattr(args, name):
             check_writable(Path(getattr(args, name)))
+    if args.save_path and os.path.exists(args.save_path) and not os.path.isfile(args.save_path):
+        raise ValueError(f"cannot write {args.save_path}: not a regular file")
     if MPI.COMM_WORLD.Get_rank() != 0:
         return
     if args.play:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.files import printable, user_path
 from common.monitor import LoadMonitorResultsError, get_monitor_files, load_results
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def find_runs(folder: str | os.PathLike[str]) -> list[Path]:
     Raises:
         ValueError: if it is no folder, or there are none.
     """
+    folder = user_path(folder)
     if not Path(folder).is_dir():
         raise ValueError(f"no such folder: {os.fspath(folder)!r}")
     found = []
@@ -631,7 +633,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """
     import matplotlib
 
-    path = Path(path)
+    path = Path(user_path(path))
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"cannot write {str(path)!r}: need a name that ends in .png, .pdf or .svg")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -766,8 +768,11 @@ def arg_parser() -> argparse.ArgumentParser:
         description="Learning curves and tables from the folders of runs.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="FOLDER", help="searched for runs")
-    parser.add_argument("-o", "--out", metavar="FILE", help="the figure: .png, .pdf or .svg")
+    parser.add_argument(
+        "runs", type=user_path, nargs="+", metavar="FOLDER", help="searched for runs"
+    )
+    parser.add_argument("-o", "--out", type=user_path, metavar="FILE",
+                        help="the figure: .png, .pdf or .svg")  # fmt: skip
     parser.add_argument("--x", choices=["timesteps", "time"], default="timesteps",
                         help="axis (timesteps)")  # fmt: skip
     parser.add_argument("--y", metavar="COLUMN", help="EpTrueRewMean if there, else EpRewMean")
@@ -777,11 +782,12 @@ def arg_parser() -> argparse.ArgumentParser:
                         help="rows of a moving mean (1; of monitor files 100)")  # fmt: skip
     parser.add_argument("--label", metavar="NAME,NAME",
                         help="arguments, or folder (what differs)")  # fmt: skip
-    parser.add_argument("--reference", metavar="CSV", help="dashed lines: env,label,x,y")
-    parser.add_argument("--iqm", metavar="CSV",
+    parser.add_argument("--reference", type=user_path, metavar="CSV",
+                        help="dashed lines: env,label,x,y")  # fmt: skip
+    parser.add_argument("--iqm", type=user_path, metavar="CSV",
                         help="add the interquartile mean: env,low,high")  # fmt: skip
     parser.add_argument("--table", action="store_true", help="print the final scores")
-    parser.add_argument("--csv", metavar="FILE", help="write the final scores")
+    parser.add_argument("--csv", type=user_path, metavar="FILE", help="write the final scores")
     return parser
 
 
@@ -828,14 +834,15 @@ def _make(args: argparse.Namespace) -> None:
             references=references, limits=limits,
         )  # fmt: skip
         save_figure(figure, args.out)
-        print(f"Wrote {args.out}")
+        print(printable(f"Wrote {args.out}", sys.stdout))
     if table is not None:
         if args.table:
-            print(table.to_string(index=False, float_format="{:.2f}".format, na_rep="-"))
+            text = table.to_string(index=False, float_format="{:.2f}".format, na_rep="-")
+            print(printable(text, sys.stdout))
         if args.csv:
             Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
             table.to_csv(args.csv, index=False, float_format="%.6g")
-            print(f"Wrote {args.csv}")
+            print(printable(f"Wrote {args.csv}", sys.stdout))
 
 
 def _one_line_warnings() -> Callable[..., None]:

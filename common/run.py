@@ -2,11 +2,9 @@
 
 import argparse
 import contextlib
-import fcntl
 import functools
 import importlib
 import importlib.metadata
-import itertools
 import json
 import math
 import os
@@ -28,11 +26,19 @@ from common import logger, play
 from common.checkpoint import (
     Checkpointer,
     StopRequested,
-    checkpoint_files,
     tidy_checkpoints,
 )
-from common.cmd_util import LIMITS, ArgumentParser, describe, flag, parse_args
+from common.cmd_util import (
+    LIMITS,
+    LOCK_SECONDS,
+    ArgumentParser,
+    describe,
+    flag,
+    has_checkpoints,
+    parse_args,
+)
 from common.env_state import get_env_state, set_env_state
+from common.files import FolderLock, folder_path, is_folder, no_link, replacing, set_aside
 from common.launch import relaunch
 from common.misc_util import counted, usable_cores
 from common.monitor import find_monitor, truncate_monitor_file
@@ -44,6 +50,12 @@ from common.watchdog import Watchdog
 
 STARTUP_SECONDS = 60.0  # that no stall timeout cuts short: imports may wait for a slow disk
 LINE_LOGS = ("progress.csv", "progress.json")
+# What a run has in its folder, other ranks' files included
+OWN_FILES = re.compile(
+    r"config\.json|evaluation\.json|wandb-id|.*monitor\.csv"
+    r"|log(-rank\d+)?\.txt|progress(-rank\d+)?\.(csv|json)"
+)
+OWN_FOLDERS = re.compile(r"checkpoints|tb(-rank\d+)?")
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "gymnasium-robotics", "mpi4py")
 
 
@@ -101,9 +113,9 @@ def run(
         SystemExit: on all ranks; exit code 2 for a bad command line, 128 + the signal's number
             for a run that a signal ended, 1 for one whose last state could not be saved.
     """
-    with abort_job_on_error(), contextlib.ExitStack() as at_end:
+    with abort_job_on_error(), FolderLock() as lock, contextlib.ExitStack() as at_end:
         logger.reset()  # an earlier run in this process may have failed
-        args = parse_args(parser, presets, argv)
+        args = parse_args(parser, presets, argv, lock=lock)
         if args.num_procs:
             check_run(parser, lambda: relaunch(args.num_procs, as_called=argv is not None))
         checkpoint, loaded = vars(args).pop("checkpoint"), vars(args).pop("loaded")
@@ -134,8 +146,11 @@ def run(
             env = make_env(args, None)
             probe = policy_fn("probe", env.observation_space, env.action_space)
             if checkpoint is not None:
+                logged_lengths(checkpoint)
                 check_fits(checkpoint, args, env, probe)
             env.close()
+            if trains and args.log_path and MPI.COMM_WORLD.Get_rank() == 0:
+                check_folder(Path(args.log_path), resumes=checkpoint is not None)
             if not trains and args.evaluate and args.log_path:
                 args.json = args.json or os.path.join(args.log_path, "evaluation.json")
             play.check_flags(args, make_env)
@@ -149,9 +164,7 @@ def run(
             at_end.close()
             show_untrained(args, policy_fn, make_env)
             return
-        lock = begin_run(parser, args, argv, title=title, checkpoint=checkpoint)
-        if lock is not None:
-            at_end.callback(os.close, lock)
+        begin_run(parser, args, argv, title=title, checkpoint=checkpoint, lock=lock)
         at_end.callback(logger.reset)
         at_end.enter_context(folder_in_errors())
         state, env_state = resumed_state(checkpoint)
@@ -160,7 +173,7 @@ def run(
         at_end.callback(env.close)
         if env_state is not None:
             set_env_state(env, env_state)
-        callback = RunCallback(args, env, algorithm.learner_state, watchdog)
+        callback = RunCallback(args, env, algorithm.learner_state, watchdog, checkpoint)
         at_end.callback(callback.checkpointer.close)
         try:
             with console_while_training(limits_of(args), quiet=args.quiet) as callback.progress:
@@ -227,8 +240,10 @@ class RunCallback:
         env: gym.Env,
         learner_state: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]],
         watchdog: Watchdog | None,
+        checkpoint: dict[str, Any] | None,
     ) -> None:
         """Take over the signals."""
+        lengths = [] if checkpoint is None else logged_lengths(checkpoint)
         self.env = env
         self.learner_state = learner_state
         self.stall_timeout = args.stall_timeout
@@ -241,7 +256,12 @@ class RunCallback:
             interval=args.save_interval,
             keep=args.keep,
             collect=self.collect,
-            header={"arguments": vars(args), "versions": package_versions()},
+            header={
+                "arguments": vars(args),
+                "versions": package_versions(),
+                # Of ranks that the run once had, whose files stay
+                "former_ranks": lengths[MPI.COMM_WORLD.Get_size() :],
+            },
         )
 
     def __call__(self, local: dict[str, Any], global_: dict[str, Any]) -> None:
@@ -272,14 +292,13 @@ class RunCallback:
         if hasattr(local["pi"], "ARGUMENTS"):
             self.checkpointer.header["policy"] = describe_policy(local["pi"])
         monitor = find_monitor(self.env)
-        text_log = Path(str(logger.get_dir()), text_log_name(MPI.COMM_WORLD.Get_rank()))
+        folder, rank = Path(str(logger.get_dir())), MPI.COMM_WORLD.Get_rank()
+        text_log = folder / name_for_rank("log.txt", rank)
         own["env"] = get_env_state(self.env)
         own["monitor_rows"] = monitor.rows if monitor is not None else 0
         own["log_bytes"] = text_log.stat().st_size if text_log.exists() else 0
-        if MPI.COMM_WORLD.Get_rank() == 0:
-            shared["log_lines"] = {
-                name: count_lines(text_log.with_name(name)) for name in LINE_LOGS
-            }
+        lines = {name: count_lines(folder / name_for_rank(name, rank)) for name in LINE_LOGS}
+        (shared if rank == 0 else own)["log_lines"] = lines
         return shared, own
 
     def finish(self) -> None:
@@ -322,6 +341,10 @@ def show_untrained(
     if args.seed is None:
         args.seed = secrets.randbelow(2**31)
     args.seed = MPI.COMM_WORLD.bcast(args.seed)
+    if args.evaluate and args.log_path and MPI.COMM_WORLD.Get_rank() == 0:
+        earlier = set_aside(Path(args.log_path), ["evaluation.json"])
+        if earlier is not None:
+            logger.log(f"The evaluation that was there is now in {earlier}")
     env = make_env(args, args.seed)
     pi = policy_fn("pi", env.observation_space, env.action_space)
     env.close()
@@ -361,6 +384,68 @@ def check_run(parser: ArgumentParser, check: Callable[[], object]) -> None:
             MPI.COMM_WORLD.Barrier()
 
 
+def check_folder(folder: Path, *, resumes: bool) -> None:
+    """Check that a run in this folder touches no files but those of runs.
+
+    Args:
+        folder: the run's, which may not exist yet.
+        resumes: whether its run goes on, in its files, rather than a new one sets them aside.
+
+    Raises:
+        ValueError: naming a file or folder of somebody else's, or a link out of the run's folder.
+    """
+    names = own_names(folder)
+    links = [name for name in names if (folder / name).is_symlink()]
+    if resumes and links:
+        raise ValueError(
+            f"{folder / links[0]} is a symbolic link, through which no run writes: "
+            "put what it leads to in its place"
+        )
+    if not resumes and names and not is_run(folder):
+        name = "config.json" if "config.json" in names else names[0]
+        raise ValueError(
+            f"{folder / name} was not written by a run: give a folder of its own as --log-path"
+        )
+
+
+def own_names(folder: Path) -> list[str]:
+    """Return what a folder has under the names that a run uses there."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [
+        name
+        for name in names
+        if OWN_FILES.fullmatch(name)
+        or (OWN_FOLDERS.fullmatch(name) and (is_folder(x := folder / name) or x.is_symlink()))
+    ]
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a run has written to a folder."""
+    config = read_config(folder / "config.json")
+    # One that was killed early has a lock alone, and a computer that died may leave torn files
+    return (folder / FolderLock.NAME).exists() if config is None else is_config(config)
+
+
+def read_config(path: Path) -> Any:
+    """Return what a config.json holds; None if there is none, or it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def is_config(config: Any) -> bool:
+    """Return whether this is what `write_config` writes."""
+    return (
+        isinstance(config, dict)
+        and {"arguments", "ranks"} <= config.keys()
+        and isinstance(config.get("resumed", []), list)
+    )
+
+
 def begin_run(
     parser: ArgumentParser,
     args: argparse.Namespace,
@@ -368,115 +453,57 @@ def begin_run(
     *,
     title: str,
     checkpoint: dict[str, Any] | None,
-) -> int | None:
+    lock: FolderLock,
+) -> None:
     """Fill `args.seed` and `args.log_path` if not given, open the logs, say what runs where.
 
-    Collective: every rank must call it.
+    Rank 0 takes the lock, if it does not have it yet.
 
-    Returns:
-        rank 0's open lock file; None on the other ranks.
+    Collective: every rank must call it.
     """
     comm = MPI.COMM_WORLD
+    is_root, is_new = comm.Get_rank() == 0, checkpoint is None
     if args.seed is None:
         args.seed = secrets.randbelow(2**31)
-    if not args.log_path:
-        args.log_path = new_folder(args, title)
-    args.seed, args.log_path = comm.bcast((args.seed, args.log_path))  # rank 0's count
-    is_root = comm.Get_rank() == 0
-    lock = earlier = None
+    args.seed = comm.bcast(args.seed)  # rank 0's counts
+    earlier = None
 
     def open_logs() -> None:
-        nonlocal lock, earlier
-        if is_root:
-            lock = lock_folder(Path(args.log_path))
-            if checkpoint is None:
-                earlier = set_aside_earlier_run(Path(args.log_path))
-            else:
-                cut_logs(Path(args.log_path), checkpoint)
-                tidy_checkpoints(
-                    Path(args.log_path, "checkpoints"), checkpoint["shared"]["iters_so_far"]
-                )
+        nonlocal earlier
+        if not is_root:
+            return
+        args.log_path = args.log_path or new_folder(args, title)
+        folder, resumes = Path(args.log_path), args.resume is not None
+        lock.take(folder, wait_seconds=LOCK_SECONDS if resumes else 0.0, say=logger.log)
+        if checkpoint is not None:
+            earlier = cut_logs(folder, checkpoint)
+            tidy_checkpoints(folder / "checkpoints", checkpoint["shared"]["iters_so_far"])
+        elif resumes and has_checkpoints(folder):  # which this run found without any
+            raise ValueError(f"another run was just now in {str(folder)!r}: --resume it again")
+        else:
+            earlier = set_aside(folder, own_names(folder))
 
     check_run(parser, open_logs)
-    is_new = checkpoint is None
+    args.log_path = comm.bcast(args.log_path)
     formats = args.log_format if is_root else None
     check_run(parser, lambda: logger.configure(args.log_path, formats, append=not is_new))
     if is_root:
         write_config(args, argv, checkpoint)
     if args.track:
-        folder = Path(args.log_path).absolute()
+        folder = Path(args.log_path)
         check_run(parser, lambda: track(args, folder, append=not is_new) if is_root else None)
     if earlier is not None:
-        logger.log(f"The run that was there is now in {earlier}")
+        what = "The run that was there" if is_new else "What ranks logged after the checkpoint"
+        logger.log(f"{what} is now in {earlier}")
     ranks = counted(comm.Get_size(), "rank")
     logger.log(f"{title} on {args.env}, preset {args.preset}, {ranks}, seed {args.seed}")
     logger.log(", ".join(f"{name} {version}" for name, version in package_versions().items()))
-    return lock
-
-
-def lock_folder(folder: Path) -> int:
-    """Make a run's folder and lock it; the lock goes with the process.
-
-    Raises:
-        ValueError: if another run has it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        text = f"cannot write logs: {error.strerror}"
-        raise OSError(error.errno, text, error.filename) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"another run is writing to {str(folder)!r}") from None
-    except OSError as error:  # of a file system without locks
-        logger.warn(
-            f"WARNING: cannot lock {folder}, so mind that no other run writes there: {error}"
-        )
-    return lock
-
-
-def set_aside_earlier_run(folder: Path) -> Path | None:
-    """Clear a folder that a new run takes over of what an earlier one left.
-
-    Its checkpoints would pass for the new one's, and the other ranks' files for the new ranks'.
-
-    Returns:
-        the folder `earlier-N` in it that has them now; None for a run without a checkpoint, whose
-        files are removed.
-    """
-    checkpoints = checkpoint_files(folder / "checkpoints")
-    paths = [
-        *checkpoints,
-        *folder.glob("checkpoints/iteration-*.set-aside"),
-        *folder.glob("checkpoints/.iteration-*.partial"),
-        *folder.glob("[0-9]*.monitor.csv"),
-        *folder.glob("log-rank[0-9]*.txt"),
-        *folder.glob("progress.json"),
-        *folder.glob("progress.csv"),
-        *folder.glob("log.txt"),
-        *folder.glob("config.json"),
-        *folder.glob("evaluation.json"),
-        *folder.glob("wandb-id"),
-    ]
-    if not checkpoints:
-        for path in paths:
-            path.unlink()
-        return None
-    numbers = itertools.count(1)
-    earlier = next(x for n in numbers if not (x := folder / f"earlier-{n}").exists())
-    for path in paths:
-        target = earlier / path.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
-    return earlier
 
 
 def new_folder(args: argparse.Namespace, title: str) -> str:
     """Return runs/<environment>__<title>__<seed>__<time>, with a number behind it if it exists."""
     name = [re.sub("[/:]", "-", args.env), title, str(args.seed), time.strftime("%Y%m%d-%H%M%S")]
-    folder = base = os.path.join("runs", "__".join(name))
+    folder = base = folder_path(os.path.join("runs", "__".join(name)))
     count = 1
     while os.path.exists(folder):
         count += 1
@@ -489,21 +516,20 @@ def write_config(
 ) -> None:
     """Write config.json; a resumed run adds an entry to the list `resumed` in the one there is.
 
-    A failure is a warning, as with all logs.
+    One that is no longer what was written is set aside. A failure is a warning, as with all logs.
     """
     path = Path(args.log_path, "config.json")
     config = run_config(args, argv)
-    if checkpoint is not None:
-        resume = {"iteration": checkpoint["shared"]["iters_so_far"], **config}
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            config["resumed"] = [*config.get("resumed", []), resume]
-        except (OSError, ValueError, AttributeError):  # gone, or no longer what was written
-            config["resumed"] = [resume]
-    partial = path.with_suffix(".json.tmp")
     try:
-        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        if checkpoint is not None:
+            resume = {"iteration": checkpoint["shared"]["iters_so_far"], **config}
+            if is_config(found := read_config(path)):
+                config = found
+            elif earlier := set_aside(path.parent, [path.name]):
+                logger.log(f"{path.name} was not a run's: it is now in {earlier}")
+            config["resumed"] = [*config.get("resumed", []), resume]
+        with replacing(path) as file:
+            file.write(json.dumps(config, indent=2).encode() + b"\n")
     except OSError as error:
         logger.warn(f"WARNING: {path} was not written: {error}")
 
@@ -611,15 +637,61 @@ def resumed_state(checkpoint: dict[str, Any] | None) -> tuple[dict[str, Any] | N
     return state, own["env"]
 
 
-def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> None:
-    """Cut all ranks' logs back to what they held when the checkpoint was written."""
-    for name, count in checkpoint["shared"]["log_lines"].items():
-        cut_lines(folder / name, count)
-    for rank, own in enumerate(checkpoint["ranks"]):
-        text_log = folder / text_log_name(rank)
+def logged_lengths(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return how long the logs were when a checkpoint was written, by rank.
+
+    The list goes on with ranks that the run had before a resume with fewer.
+
+    Returns:
+        log_bytes, monitor_rows, and log_lines for names in LINE_LOGS, where they are known.
+
+    Raises:
+        ValueError: if the checkpoint has something else there.
+    """
+    try:
+        ranks = [*checkpoint["ranks"], *checkpoint.get("former_ranks", [])]
+        lines = [
+            checkpoint["shared"]["log_lines"],
+            *(own.get("log_lines", {}) for own in ranks[1:]),
+        ]
+        lengths = [
+            {
+                "log_bytes": own["log_bytes"],
+                "monitor_rows": own["monitor_rows"],
+                "log_lines": {name: counts[name] for name in LINE_LOGS if name in counts},
+            }
+            for own, counts in zip(ranks, lines, strict=True)
+        ]
+        for own in lengths:
+            for x in (own["log_bytes"], own["monitor_rows"], *own["log_lines"].values()):
+                if type(x) is not int or not 0 <= x < 2**63:
+                    raise TypeError(f"need a length, got {x!r}")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("the checkpoint does not say how long its run's logs are") from error
+    return lengths
+
+
+def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> Path | None:
+    """Cut all ranks' logs back to what they held when the checkpoint was written.
+
+    Logs of ranks that the checkpoint does not know are of a future that will not be.
+
+    Returns:
+        the folder that now has those; None if there are none.
+    """
+    lengths = logged_lengths(checkpoint)
+    for rank, own in enumerate(lengths):
+        for name, count in own["log_lines"].items():
+            cut_lines(folder / name_for_rank(name, rank), count)
+        text_log = folder / name_for_rank("log.txt", rank)
         if text_log.exists() and text_log.stat().st_size > own["log_bytes"]:
-            os.truncate(text_log, own["log_bytes"])
+            with open(text_log, "rb+", opener=no_link) as file:
+                file.truncate(own["log_bytes"])
         truncate_monitor_file(folder / f"{rank}.monitor.csv", own["monitor_rows"])
+    pattern = re.compile(r"(?:\w+-rank)?(\d+)(?:\.monitor)?(?:\.\w+)?")
+    found = {name: pattern.fullmatch(name) for name in own_names(folder)}
+    unknown = [name for name, rank in found.items() if rank and int(rank[1]) >= len(lengths)]
+    return set_aside(folder, unknown)
 
 
 def count_lines(path: Path) -> int:
@@ -633,12 +705,13 @@ def count_lines(path: Path) -> int:
 def cut_lines(path: Path, count: int) -> None:
     """Keep the first `count` lines of a file, if there is one."""
     if path.exists():
-        with open(path, "rb+") as file:
-            for _ in range(count):
-                file.readline()
+        with open(path, "rb+", opener=no_link) as file:
+            while count and file.readline():
+                count -= 1
             file.truncate(file.tell())
 
 
-def text_log_name(rank: int) -> str:
-    """Return the name of a rank's text log."""
-    return "log.txt" if rank == 0 else f"log-rank{rank:03d}.txt"
+def name_for_rank(name: str, rank: int) -> str:
+    """Return the name of a rank's own file where rank 0's is `name`."""
+    stem, suffix = os.path.splitext(name)
+    return name if rank == 0 else f"{stem}-rank{rank:03d}{suffix}"

@@ -9,6 +9,7 @@ own checkpoints.
 """
 
 import csv
+import io
 import itertools
 import math
 import os
@@ -36,6 +37,7 @@ from common.cmd_util import (
     positive_whole_number,
     resolve_env_id,
 )
+from common.files import absolute_path, folder_path, no_link, printable, replacing, set_aside
 from common.launch import LaunchError, is_launched, launch_environment, world_size
 from common.misc_util import counted, usable_cores
 
@@ -60,6 +62,7 @@ class Job:
     record: dict[str, Any] = field(default_factory=dict)  # what its newest checkpoint says
     status: str = "waiting"  # or running, finished, paused, stopped (half finished) or failed
     last_line: str = ""  # of one that failed
+    cwd: str = field(default_factory=os.getcwd)  # an imported environment may leave it
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -108,6 +111,7 @@ def sweep(
     """
     if is_launched() and world_size() > 1:
         raise LaunchError("a sweep is one process: give the ranks of a run as --num-procs")
+    script, out = absolute_path(script), folder_path(out)
     runs = make_jobs(script, grid, Path(out), flags)
     for job in runs:
         look(job, script)
@@ -115,10 +119,11 @@ def sweep(
     width = max((job.args.num_procs or 1) * job.args.threads for job in runs)
     jobs = jobs or max(1, usable_cores() // width)
     summary = Path(out, "summary.csv")
+    set_aside_other_summary(summary, runs)
     to_do = [job for job in runs if job.status not in DONE]
     waiting = deque(sorted(to_do, key=lambda job: job.args.seed))
     write_summary(summary, runs)
-    print(f"{counted(len(runs), 'run')}, {len(waiting)} to do, {jobs} at a time", flush=True)
+    say(f"{counted(len(runs), 'run')}, {len(waiting)} to do, {jobs} at a time")
     running: list[Job] = []
     try:
         while waiting or running:
@@ -133,7 +138,7 @@ def sweep(
                 write_summary(summary, runs)
     except BaseException:  # Ctrl-C, or a disk that is full
         count = counted(len(running), "job")
-        print(f"stopping: {count} to save at the next iteration's start", flush=True)
+        say(f"stopping: {count} to save at the next iteration's start")
         signal_all(running, signal.SIGUSR1)  # TERM would leave them a second under Open MPI
         try:
             while not all(map(has_ended, running)):
@@ -144,14 +149,14 @@ def sweep(
                 if job.process is not None:
                     job.process.wait()
                 note_end(job, script, runs, stopped=True)
-        print("stopped; the same command goes on", flush=True)
+        say("stopped; the same command goes on")
         raise
     finally:
         write_summary(summary, runs)
     for job in runs:
         if job.status == "failed":
-            print(f"{job.folder} failed: {job.last_line} (see {job.log})")
-    print(f"Summary in {summary}", flush=True)
+            say(f"{job.folder} failed: {job.last_line} (see {job.log})")
+    say(f"Summary in {summary}")
     return [job.row() for job in runs]
 
 
@@ -237,11 +242,12 @@ def start(job: Job, script: str | Path) -> None:
     """Start the job's process."""
     command = [sys.executable, str(script), *job.argv]
     job.folder.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "a") as log:
+    with open(job.log, "a", encoding="utf-8", errors="backslashreplace", opener=no_link) as log:
         log.write(f"$ {' '.join(command)}\n")
         log.flush()
         job.process = subprocess.Popen(
             command,
+            cwd=job.cwd,
             # What is printed beyond the run's own logs is what went wrong
             env={"OPENAI_LOG_FORMAT": "log,csv"} | launch_environment(),
             start_new_session=True,  # a terminal's Ctrl-C comes to the sweep alone
@@ -263,14 +269,19 @@ def note_end(job: Job, script: str | Path, runs: Sequence[Job], *, stopped: bool
     look(job, script)
     if job.status not in DONE and not stopped:
         job.status = "failed"
-        job.last_line = telling_line(job.log.read_text(errors="replace"))
+        job.last_line = telling_line(job.log.read_text(encoding="utf-8", errors="replace"))
     facts = [job.status, job.last_line]
     if job.record["timesteps"]:
         facts += [
             "{timesteps} steps in {seconds:.0f} s, return {return_mean:.1f}".format_map(job.record)
         ]
     count = sum(other.status in (*DONE, "failed") for other in runs)
-    print(f"[{count}/{len(runs)}] {job.folder}: {', '.join(filter(None, facts))}", flush=True)
+    say(f"[{count}/{len(runs)}] {job.folder}: {', '.join(filter(None, facts))}")
+
+
+def say(text: str) -> None:
+    """Print a line, whatever the console's encoding."""
+    print(printable(text, sys.stdout), flush=True)
 
 
 def telling_line(text: str) -> str:
@@ -287,16 +298,32 @@ def signal_all(jobs: Iterable[Job], signum: int) -> None:
             job.process.send_signal(signum)
 
 
+def set_aside_other_summary(path: Path, runs: Sequence[Job]) -> None:
+    """Set aside a summary with rows of other runs than these, or a file of something else."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            folders = {os.path.abspath(row["folder"] or "") for row in reader}
+            is_ours = "folder" in (reader.fieldnames or ())
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, csv.Error):
+        is_ours = False
+    if path.is_symlink() or not is_ours or not folders <= {str(job.folder) for job in runs}:
+        earlier = set_aside(path.parent, [path.name])
+        say(f"The {path.name} that was there, of other runs, is now in {earlier}")
+
+
 def write_summary(path: Path, runs: Sequence[Job]) -> None:
-    """Write all runs' rows, under another name first."""
+    """Write all runs' rows, whole or not at all."""
     rows = [job.row() for job in runs]
-    temporary = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.DictWriter(text, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
+        text.detach()
 
 
 # ---- Command line -------------------------------------------------------------------------------
@@ -323,8 +350,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Run a script with every combination of the values given before `--`, such "
         "as --env Hopper-v4,Walker2d-v4 --seed 0-4, and the flags given after it.",
     )
-    parser.add_argument("script", metavar="SCRIPT", help="run_mujoco.py or run_atari.py")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of all runs")
+    parser.add_argument(
+        "script", type=absolute_path, metavar="SCRIPT", help="run_mujoco.py or run_atari.py"
+    )
+    parser.add_argument(
+        "--out", type=folder_path, required=True, metavar="DIR", help="folder of all runs"
+    )
     parser.add_argument("--jobs", type=positive_whole_number, metavar="N",
                         help="runs at a time; if not given, what the cores hold")  # fmt: skip
     args, swept = parser.parse_known_args(words[:cut])

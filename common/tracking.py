@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common import logger
+from common.files import replacing
 
 
 class WandbOutputFormat(logger.KVWriter):
@@ -47,7 +48,8 @@ class WandbOutputFormat(logger.KVWriter):
 
         id_file = folder / "wandb-id"
         if not (append and id_file.exists()):
-            id_file.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
+            with replacing(id_file) as file:
+                file.write(secrets.token_hex(4).encode() + b"\n")
         try:
             self.run = wandb.init(
                 project=project,

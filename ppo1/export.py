@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from common.cmd_util import ArgumentParser, describe
+from common.files import absolute_path, printable
 from ppo1.policy import TorchPolicy
 from ppo1.saved_policy import load_policy
 
@@ -50,6 +51,7 @@ def export_policy(pi: TorchPolicy, path: Path) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: need a name that ends in {', '.join(SUFFIXES)}")
+    path = Path(absolute_path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     network = DeterministicPolicy(pi).eval().requires_grad_(False)
     dtype = torch.uint8 if pi.ob_space.dtype == np.uint8 else torch.float32
@@ -75,20 +77,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(
         prog="python -m ppo1.export", description="Write a policy for other programs."
     )
-    parser.add_argument("path", type=Path, help="a policy file, a run's folder or a checkpoint")
+    parser.add_argument(
+        "path", type=absolute_path, help="a policy file, a run's folder or a checkpoint"
+    )
     formats = ".pt (TorchScript), .pt2 (torch.export) or .onnx"
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=formats)
+    parser.add_argument(
+        "-o", "--output", type=absolute_path, required=True, metavar="FILE", help=formats
+    )
     args = parser.parse_args(argv)
     try:
         pi = load_policy(args.path)
-        export_policy(pi, args.output)
+        export_policy(pi, Path(args.output))
     except ModuleNotFoundError as error:
         parser.error(f"module {error.name!r} is missing: pip install onnx onnxscript")
     except (ValueError, OSError) as error:
         parser.error(describe(error))
     except RuntimeError as error:  # torch's own, for a file that cannot be written
         parser.error(f"cannot write {args.output}: {str(error).splitlines()[0]}")
-    sys.stdout.write(f"Wrote {args.output}\n")
+    sys.stdout.write(printable(f"Wrote {args.output}\n", sys.stdout))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from common.checkpoint import CheckpointError
+from common.files import absolute_path
 from common.misc_util import undisturbed_generators
 from common.policy_file import SavedPolicy, read_policy, space_from_plain, write_policy
 from ppo1.cnn_policy import CnnPolicy
@@ -32,7 +33,7 @@ def save_policy(
     Raises:
         OSError: if it cannot be written.
     """
-    write_policy(Path(path), pi, settings={} if env_id is None else {"env": env_id})
+    write_policy(Path(absolute_path(path)), pi, settings={} if env_id is None else {"env": env_id})
 
 
 def load_policy(path: str | os.PathLike[str], pi: Any = None) -> Any:
@@ -50,7 +51,7 @@ def load_policy(path: str | os.PathLike[str], pi: Any = None) -> Any:
             for one that needs `pi`.
         ValueError: if `pi` is another network, or for other spaces.
     """
-    saved = read_policy(Path(path))
+    saved = read_policy(Path(absolute_path(path)))
     if pi is None:
         return build_policy(saved)
     saved.load_into(pi)
@@ -68,7 +69,7 @@ def load_variables(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     Raises:
         CheckpointError: a ValueError, if there is no such file, or if it holds something else.
     """
-    saved = read_policy(Path(path))
+    saved = read_policy(Path(absolute_path(path)))
     return build_policy(saved).variables() if saved.variables is None else saved.variables
 
 

@@ -243,17 +243,17 @@ def test_training_begins_with_a_loaded_policy(trained, tmp_path, capsys):
 
 
 BAD = {
-    "--load-path nowhere --play": "cannot read policy nowhere: No such file or directory",
+    "--load-path nowhere --play": f"cannot read policy {ROOT}/nowhere: No such file or directory",
     "--load-path setup.py": "setup.py is neither a policy nor variables: no such format is known",
     "--load-path {policy} --env Hopper-v4": "for observations Box(4,), this environment's are Box(",
     "--load-path {policy} --hid-size 9": "does not fit: cannot load these variables: vf/fc1/kernel",
     "--load-path {run} --hid-size 9": "does not fit: the saved network has",
     "--play": "--play needs a display, and DISPLAY is not set; --video needs none",
     "--load-path {policy} --play": "--play needs a display",
-    "--video film.avi": "--video film.avi: need a name that ends in .mp4 or .gif",
-    "--video setup.py/film.mp4": "cannot write setup.py/film.mp4: Not a directory",
+    "--video film.avi": f"--video {ROOT}/film.avi: need a name that ends in .mp4 or .gif",
+    "--video setup.py/film.mp4": f"cannot write {ROOT}/setup.py/film.mp4: Not a directory",
     "--video /proc/film.mp4": "cannot write /proc/film.mp4: No such file or directory",
-    "--save-path tests": "cannot write tests: Is a directory",
+    "--save-path tests": f"cannot write {ROOT}/tests: Is a directory",
     "--json there": "--json is where the results of --evaluate go: give that, too",
     "--video-steps 3": "--video-steps is for --video: give that, too",
     "--evaluate 0": "argument --evaluate: need a whole number above 0, got '0'",
@@ -265,7 +265,7 @@ BAD = {
         "is a policy of InvertedPendulum-v4, preset mujoco: with --preset humanoid, give --env"
     ),
     "--load-path {policy} --evaluate 1 --log-path setup.py": (
-        "cannot write setup.py/evaluation.json: Not a directory"
+        f"cannot write {ROOT}/setup.py/evaluation.json: Not a directory"
     ),
 }
 

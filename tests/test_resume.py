@@ -179,7 +179,7 @@ def test_an_environment_of_unknown_state_begins_a_fresh_episode(tmp_path):
 @pytest.mark.slow
 def test_resume_before_the_first_checkpoint_starts_from_the_beginning(finished, tmp_path):
     done = launch(0, "hopper", "--resume", "--log-path", "run", folder=tmp_path)
-    assert "No checkpoint in run yet: starting from the beginning" in done.stdout
+    assert f"No checkpoint in {tmp_path}/run yet: starting from the beginning" in done.stdout
     assert_equal(tmp_path / "run", finished)
 
 
@@ -192,9 +192,9 @@ def test_resume_before_the_first_checkpoint_starts_from_the_beginning(finished, 
         (["--resume", "run", "--env", "Walker2d-v4", "--override"],
          "the checkpoint is of Hopper-v4, not Walker2d-v4"),
         (["--resume", "run", "--hid-size", "8", "--override"], "the saved network has"),
-        (["--resume", "nothing"], "cannot read checkpoint nothing: No such file"),
+        (["--resume", "nothing"], "cannot read checkpoint /"),
         (["--resume", "text"], "text is not a checkpoint"),
-        (["--resume", "empty"], "no checkpoint in empty"),
+        (["--resume", "empty"], "/empty/checkpoints"),
         (["--resume"], "--resume needs the run's folder"),
     ],
 )  # fmt: skip

@@ -33,7 +33,7 @@ def refused(*flags, capsys):
 
 def test_how_a_run_began_cannot_be_changed(run, capsys):
     run_mujoco.main([*RUN, "--max-iters", "1", "--log-path", "other", "--save-path", "policy"])
-    for flags in (["--load-path", "policy"], ["--preset", "humanoid"]):
+    for flags in (["--load-path", f"{run.parent}/policy"], ["--preset", "humanoid"]):
         error = refused("--resume", "run", *flags, "--override", capsys=capsys)
         assert f"{' '.join(flags)}: a run that is resumed has begun without it" in error
 

@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import os
 import sys
 from argparse import Namespace
 from types import SimpleNamespace
@@ -95,7 +96,7 @@ def test_a_second_run_leaves_the_first_ones_files(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in files} == files
 
 
-def test_an_earlier_run_with_checkpoints_is_set_aside(tmp_path, capsys):
+def test_an_earlier_run_is_set_aside(tmp_path, capsys):
     folder = tmp_path / "run"
     for number in (1, 2, 3):
         run("--seed", str(number), "--log-path", str(folder))
@@ -114,12 +115,14 @@ def test_an_earlier_run_with_checkpoints_is_set_aside(tmp_path, capsys):
     assert find_runs(folder) == [folder]
     assert find_runs(folder / "earlier-2") == [folder / "earlier-2"]
     assert f"The run that was there is now in {earlier}" in (folder / "log.txt").read_text()
-    # The third left no checkpoint: the next takes its place
+    # The third left no checkpoint, which makes no difference
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in files}
     run("--log-path", str(folder))
     assert {path.name for path in folder.iterdir()} == files - {"evaluation.json"} | {
-        ".lock", "checkpoints", "earlier-1", "earlier-2"
+        ".lock", "earlier-1", "earlier-2", "earlier-3"
     }  # fmt: skip
-    assert "is now in" not in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (folder / "earlier-3").iterdir()} == before
+    assert f"The run that was there is now in {folder}/earlier-3" in capsys.readouterr().out
 
 
 def test_an_error_in_training_names_the_folder(tmp_path, monkeypatch):
@@ -138,8 +141,8 @@ def test_new_folders_do_not_meet(tmp_path, monkeypatch):
     monkeypatch.setattr("time.strftime", lambda text: "20260102-030405")
     args = Namespace(env="ALE/Pong-v5", seed=3)
     folder = run_module.new_folder(args, "toy")
-    assert folder == "runs/ALE-Pong-v5__toy__3__20260102-030405"
-    (tmp_path / folder).mkdir(parents=True)
+    assert folder == f"{tmp_path}/runs/ALE-Pong-v5__toy__3__20260102-030405"
+    os.makedirs(folder)
     assert run_module.new_folder(args, "toy") == f"{folder}-2"
 
 
