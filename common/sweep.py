@@ -305,7 +305,7 @@ def set_aside_other_summary(path: Path, runs: Sequence[Job]) -> None:
             reader = csv.DictReader(file)
             folders = {os.path.abspath(row["folder"] or "") for row in reader}
             is_ours = "folder" in (reader.fieldnames or ())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except (ValueError, KeyError, csv.Error):
         is_ours = False

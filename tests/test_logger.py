@@ -362,12 +362,13 @@ def test_tensorboard_append_replaces_what_is_repeated(tmp_path):
     assert scalars(tmp_path)["a"] == [(10, 10.0), (20, 120.0), (40, 140.0)]
 
 
-def test_tensorboard_overwrites_without_append(tmp_path):
+def test_tensorboard_sets_earlier_events_aside_without_append(tmp_path):
     for value in (1, 2):
         fmt = logger.TensorBoardOutputFormat(tmp_path)
         fmt.writekvs({"a": value})
         fmt.close()
     assert scalars(tmp_path) == {"a": [(1, 2.0)]}
+    assert scalars(tmp_path / "earlier-1") == {"a": [(1, 1.0)]}
 
 
 # ---------------------------------------------------------------- unconfigured
@@ -504,6 +505,44 @@ def test_append(tmp_path):
     assert read(tmp_path, "log.txt").count("Logging to") == 2
     logger.configure(tmp_path, ["csv"], one())
     assert read(tmp_path, "progress.csv") == ""
+
+
+def test_what_was_there_is_set_aside(tmp_path, capsys):
+    """Also a link, whose target stays as it is; what no format writes to stays where it is."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "outside").write_text("outside\n")
+    (tmp_path / "run" / "log.txt").symlink_to(tmp_path / "outside")
+    (tmp_path / "run" / "progress.csv").write_text("mine\n")
+    (tmp_path / "run" / "progress.json").write_text("mine\n")
+    logger.configure(tmp_path / "run", ["stdout", "log", "csv"], one())
+    earlier = tmp_path / "run" / "earlier-1"
+    assert f"The logs that were there are now in {earlier}\n" in capsys.readouterr().out
+    assert sorted(os.listdir(earlier)) == ["log.txt", "progress.csv"]
+    assert read(earlier, "progress.csv") == read(tmp_path / "run", "progress.json") == "mine\n"
+    assert read(tmp_path, "outside") == "outside\n"
+    (tmp_path / "link.csv").symlink_to(tmp_path / "outside")
+    for append in (False, True):
+        with pytest.raises(OSError, match="symbolic link"):
+            logger.CSVOutputFormat(tmp_path / "link.csv", append=append)
+    (tmp_path / "tb").symlink_to(tmp_path / "run")
+    with pytest.raises(OSError, match="symbolic link"):
+        logger.TensorBoardOutputFormat(tmp_path / "tb")
+    assert read(tmp_path, "outside") == "outside\n"
+
+
+def test_text_that_is_none_costs_no_line(tmp_path, monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    logger.configure(tmp_path, ["stdout", "log", "csv", "json"], one())
+    logger.log("caf\xe9 \udce9")
+    logger.logkv("caf\xe9", "\udce9")
+    logger.dumpkvs()
+    assert console.buffer.getvalue().count(b"caf\\xe9 ") == 2
+    assert "caf\xe9 \\udce9\n" in read(tmp_path, "log.txt")
+    assert read(tmp_path, "progress.csv") == "caf\xe9\n\\udce9\n"
+    assert json.loads(read(tmp_path, "progress.json")) == {"caf\xe9": "\udce9"}
+    with pytest.raises(ValueError, match="need a path that is text"):
+        logger.configure("\udce9", [], one())
 
 
 def test_scoped_configure(tmp_path, capsys):

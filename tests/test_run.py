@@ -136,6 +136,102 @@ def test_an_error_in_training_names_the_folder(tmp_path, monkeypatch):
     assert caught.value.__notes__[-1] == f"Logged to {tmp_path}/run"
 
 
+@pytest.mark.parametrize("name", ["config.json", "log.txt", "0.monitor.csv", "checkpoints"])
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_somebody_elses_folder_is_refused(name, resume, tmp_path, monkeypatch, capsys):
+    """Neither a project whose config.json is not a run's, nor logs of who knows what."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "model.pt").write_text("weeks of work")
+    if name != "checkpoints":
+        (tmp_path / name).write_text('{"compilerOptions": {}}')
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(SystemExit) as leave:
+        run("--log-path", ".", *resume)
+    assert leave.value.code == 2
+    err = capsys.readouterr().err
+    first = name if name == "config.json" else min(name, "checkpoints")
+    assert f"error: {tmp_path}/{first} was not written by a run: give a folder of its own" in err
+    assert err.count("\n") == 1
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_links_are_set_aside_and_lead_nowhere(tmp_path):
+    """Nothing outside the run's folder is written, cut or removed."""
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    outside.mkdir()
+    names = ["log.txt", "progress.csv", "progress.json", "config.json", "0.monitor.csv", "tb",
+             "checkpoints", "evaluation.json", "wandb-id"]  # fmt: skip
+    run("--log-path", str(folder))
+    (folder / "config.json").unlink()
+    for name in names:
+        path = outside / name
+        if name in ("tb", "checkpoints"):
+            path.mkdir()
+            path = path / "events.out.tfevents.1"
+        path.write_text("mine\n" * 9)
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(outside / name)
+    (folder / "config.json.tmp").symlink_to(outside / "log.txt")
+    before = {path: path.is_file() and path.read_bytes() for path in outside.rglob("*")}
+    run("--log-path", str(folder), "--log-format", "log,csv,json,tensorboard")
+    assert {path: path.is_file() and path.read_bytes() for path in outside.rglob("*")} == before
+    assert {path.name for path in (folder / "earlier-1").iterdir()} == set(names)
+    assert all(path.is_symlink() for path in (folder / "earlier-1").iterdir())
+    assert not [path for path in folder.iterdir() if path.is_symlink() and path.suffix != ".tmp"]
+
+
+def test_neither_chdir_nor_a_moved_link_splits_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to("one")
+
+    def wander(*args, **kwargs):
+        os.chdir("/")
+        (tmp_path / "link").unlink()
+        (tmp_path / "link").symlink_to("two")
+        logger.logkv("a", 1)
+        logger.dumpkvs()
+
+    monkeypatch.setattr(sys.modules[__name__], "learn", wander)
+    monkeypatch.chdir(tmp_path)
+    run("--log-path", "link/run", "--log-format", "csv", "--save-interval", "0")
+    assert (tmp_path / "one" / "run" / "progress.csv").read_text() == "a\n1\n"
+    assert list((tmp_path / "two").iterdir()) == []
+    for flags, where in ([["--log-path=~/a"], "a"], [[], "b"]):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("OPENAI_LOGDIR", "~/b")
+        run(*flags)
+        assert (tmp_path / "home" / where / "config.json").exists()
+    assert not list(tmp_path.rglob("~"))
+
+
+@pytest.mark.parametrize("flag", ["--log-path", "--resume", "--load-path", "--save-path", "--json"])
+def test_a_path_that_is_no_text_is_one_line(flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for path, message in {
+        "caf\udce9": "is text, got 'caf",
+        "~nobody-here/x": "no home fold",
+    }.items():
+        with pytest.raises(SystemExit) as leave:
+            run(f"{flag}={path}")
+        assert leave.value.code == 2
+        err = capsys.readouterr().err
+        assert f"error: argument {flag}: " in err
+        assert message in err
+        assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_sets_the_earlier_one_aside(tmp_path, monkeypatch):
+    (tmp_path / "evaluation.json").write_text("mine")
+    args = Namespace(seed=1, evaluate=1, log_path=str(tmp_path), save_path=None)
+    monkeypatch.setattr(run_module.play, "show", lambda *args, **kwargs: None)
+    run_module.show_untrained(args, lambda name, *spaces: None, make_env)
+    assert (tmp_path / "earlier-1" / "evaluation.json").read_text() == "mine"
+
+
 def test_new_folders_do_not_meet(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda text: "20260102-030405")

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from common.checkpoint import checkpoint_files
-from common.sweep import main, make_jobs, sweep, telling_line, values_of
+from common.sweep import (
+    main,
+    make_jobs,
+    set_aside_other_summary,
+    sweep,
+    telling_line,
+    values_of,
+)
 from tests.ranks import ROOT, rank_environment
 from tests.test_resume import assert_equal
 
@@ -50,6 +57,20 @@ def test_folders():
     assert jobs[1].argv == command.split()
 
 
+def test_another_sweeps_summary_is_set_aside(tmp_path, capsys):
+    jobs = make_jobs(SCRIPT, {"seed": [0, 1]}, tmp_path, [])
+    path, earlier = tmp_path / "summary.csv", []
+    ours = f"folder,status\n{jobs[0].folder},finished\n"
+    for text in (ours, "name,grade\nme,1\n", "\xff", f"{ours}{tmp_path}/other,finished\n"):
+        path.write_text(text, encoding="latin-1")
+        set_aside_other_summary(path, jobs)
+        assert path.exists() == (text == ours)
+        earlier += [text] if text != ours else []
+    kept = [(tmp_path / f"earlier-{n}" / "summary.csv").read_text("latin-1") for n in (1, 2, 3)]
+    assert kept == earlier
+    assert capsys.readouterr().out.count(", of other runs, is now in ") == 3
+
+
 def test_the_line_that_tells():
     assert telling_line("a\nValueError: boom\nin iteration 3\n\n") == "ValueError: boom"
     assert telling_line("a\nterror\n\n") == "terror"
@@ -66,8 +87,8 @@ def test_the_line_that_tells():
         (f"{SCRIPT} --out out -- --num-timesteps 5 --max-iters 5", "seed0: give one limit, not bo"),
         (f"{SCRIPT} --out out --env Hoper-v4", "unknown environment 'Hoper-v4'; did you mean Hop"),
         (f"{SCRIPT} --out out -- --num-timesteps 0 --save-path x", "seed0: nothing to train; a sw"),
-        (f"{SCRIPT} --out out --seed 0,1 -- --save-path x", "/x: several runs would write the sam"),
-        (f"{SCRIPT} --out other.py/out", "Not a directory: '"),
+        (f"{SCRIPT} --out out --seed 0,1 -- --save-path x", "--save-path TMP/x: several runs wo"),
+        (f"{SCRIPT} --out other.py/out", "Not a directory: 'TMP/other.py/out'"),
         ("nothing.py --out out", "No such file or directory: '"),
         ("other.py --out out", "other.py has no arg_parser and PRESETS, as run_mujoco.py has"),
         (f"{SCRIPT} --env Hopper-v4", "the following arguments are required: --out"),
@@ -82,7 +103,7 @@ def test_bad_input_gets_one_line(command, message, tmp_path, monkeypatch, capsys
     assert leave.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert message in err
+    assert message.replace("TMP", str(tmp_path)) in err
     assert len(err.splitlines()) == 1
     assert not Path("out").exists()
 
