@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.checkpoint import checkpoint_files
-from common.sweep import main, make_jobs, sweep, telling_line, values_of
+from common.sweep import is_locked, main, make_jobs, sweep, telling_line, values_of
 from tests.ranks import ROOT, rank_environment
 from tests.test_resume import assert_equal
 
@@ -124,6 +124,43 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
         sweep(SCRIPT, {"env": ["CartPole-v1"]}, out="out", flags=[*TINY, "--gamma", "0.5"])
     with pytest.raises(ValueError, match=r"the run that is there has 1 rank, not 2"):
         sweep(SCRIPT, {"env": ["CartPole-v1"]}, out="out", flags=[*TINY, "--num-procs", "2"])
+
+
+FAKE = """
+import fcntl, os, sys, time
+from pathlib import Path
+from run_mujoco import PRESETS, arg_parser
+if __name__ == "__main__":
+    folder = Path(arg_parser().parse_args().log_path)
+    (folder / "started").write_text((folder / "started").read_text() + "x"
+                                    if (folder / "started").exists() else "x")
+"""
+
+
+@pytest.mark.slow
+def test_damage_and_jobs_that_still_live(tmp_path, monkeypatch, capsys):
+    """A damaged run is failed, one that a killed sweep has left is waited for, the others run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Path("fake.py").write_text(FAKE)
+    damaged, alive = Path("out/seed0"), Path("out/seed1")
+    for name in ("checkpoints", "checkpoints/iteration-000000003.ckpt"):
+        (damaged / name).mkdir(parents=True) if name == "checkpoints" else (
+            (damaged / name).write_text("nonsense")
+        )
+    alive.mkdir()
+    with subprocess.Popen(["flock", str(alive / ".lock"), "sleep", "1.5"]):
+        while not is_locked(alive):
+            time.sleep(0.01)
+        rows = sweep("fake.py", {"seed": range(3)}, out="out", flags=TINY, jobs=3)
+    out = capsys.readouterr().out
+    assert "3 runs, 2 to do" in out
+    assert "out/seed1 still runs: waiting for it" in out
+    assert "out/seed0 failed: no good checkpoint in out/seed0/checkpoints: " in out
+    assert [row["status"] for row in rows] == ["failed"] * 3  # the fake one trains nothing
+    assert not (damaged / "started").exists()
+    assert (alive / "started").read_text() == "x"  # after the other had ended
+    assert not (damaged / "job.log").exists()
 
 
 @pytest.mark.slow
