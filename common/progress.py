@@ -280,6 +280,6 @@ def terminal_of(descriptor: int) -> str | None:
         if os.environ.get("TERM", "dumb") == "dumb" or stream.fileno() != descriptor:
             return None
         path = os.readlink(f"/proc/{find_launcher() or 'self'}/fd/{descriptor}")
-    except (OSError, ValueError):  # redirected within Python, or a system without /proc
+    except (OSError, ValueError, AttributeError):  # redirected within Python, None, or no /proc
         return None
     return path if path.startswith(("/dev/pts/", "/dev/tty", "/dev/console")) else None

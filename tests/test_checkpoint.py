@@ -3,6 +3,7 @@ import os
 import pickle
 import random
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from common import checkpoint
 from common.checkpoint import (
+    Checkpointer,
     CheckpointError,
     checkpoint_files,
     read_checkpoint,
@@ -190,7 +192,7 @@ def test_what_cannot_be_kept_is_named(tmp_path):
         write_checkpoint(tmp_path / "a.ckpt", {"f": test_no_checkpoint_at_all})
 
 
-def test_hup_stops_a_run_unless_it_is_ignored(tmp_path, monkeypatch):
+def test_hup_stops_a_run_unless_it_is_ignored(tmp_path):
     def seen():
         checkpointer = Checkpointer(
             tmp_path, interval=0, keep=1, collect=lambda local: ({}, {}), header={}

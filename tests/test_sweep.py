@@ -127,13 +127,11 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
 
 
 FAKE = """
-import fcntl, os, sys, time
 from pathlib import Path
 from run_mujoco import PRESETS, arg_parser
 if __name__ == "__main__":
-    folder = Path(arg_parser().parse_args().log_path)
-    (folder / "started").write_text((folder / "started").read_text() + "x"
-                                    if (folder / "started").exists() else "x")
+    with open(Path(arg_parser().parse_args().log_path) / "started", "a") as file:
+        file.write("x")
 """
 
 
@@ -144,10 +142,8 @@ def test_damage_and_jobs_that_still_live(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     Path("fake.py").write_text(FAKE)
     damaged, alive = Path("out/seed0"), Path("out/seed1")
-    for name in ("checkpoints", "checkpoints/iteration-000000003.ckpt"):
-        (damaged / name).mkdir(parents=True) if name == "checkpoints" else (
-            (damaged / name).write_text("nonsense")
-        )
+    (damaged / "checkpoints").mkdir(parents=True)
+    (damaged / "checkpoints" / "iteration-000000003.ckpt").write_text("nonsense")
     alive.mkdir()
     with subprocess.Popen(["flock", str(alive / ".lock"), "sleep", "1.5"]):
         while not is_locked(alive):
