@@ -30,6 +30,8 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 import cloudpickle
 
+from common.watchdog import PROCESS_MARK
+
 T = TypeVar("T")
 
 MARK = "PPO1_LAUNCHED"  # set where ranks were started from here, whatever their mpirun sets
@@ -355,7 +357,7 @@ def find_mpirun() -> str:
 
 def launch_environment() -> dict[str, str]:
     """Return the environment for a launcher or a job: this process's, less what its own set."""
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name != PROCESS_MARK}
     if is_launched():
         environment = {
             name: value

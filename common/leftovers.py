@@ -19,10 +19,10 @@ from pathlib import Path
 from mpi4py import MPI
 
 from common.mpi_util import say
+from common.watchdog import PROCESS_MARK
 
 GRACE_SECONDS = 4
 FINALIZE_SECONDS = 600.0  # for MPI, which waits for ranks that still upload or write
-MARK = "PPO1_PROCESS"  # in the environment of a child, which is known by it when its parent is gone
 # Reads process ids, the last line counts; when the pipe is closed, ends what is left after a while.
 SWEEPER = """
 while read -r line; do ids=$line; done
@@ -43,7 +43,7 @@ class Sweeper:
         """Begin to look for children, every second."""
         mark = f"{os.getpid()}-{time.time_ns()}"
         self.shell = subprocess.Popen(
-            ["sh", "-c", SWEEPER.format(mark=f"{MARK}={mark}", grace=GRACE_SECONDS)],
+            ["sh", "-c", SWEEPER.format(mark=f"{PROCESS_MARK}={mark}", grace=GRACE_SECONDS)],
             cwd="/", bufsize=0,
             start_new_session=True,  # or the launcher would end it with this process
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -52,7 +52,7 @@ class Sweeper:
         self.pipe = self.shell.stdin
         # A forked child that has the pipe open would hide the end of this process
         os.register_at_fork(after_in_child=self.pipe.close)
-        os.environ[MARK] = mark
+        os.environ[PROCESS_MARK] = mark  # by which a child is known whose own parent has ended
         self.ids: set[int] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sweeper", daemon=True)

@@ -16,6 +16,8 @@ STDERR = 2  # the file: what stands in for sys.stderr in a notebook may have non
 end_process = os._exit  # as it is at import: within a run it is taken for somebody's mistake
 GRACE_SECONDS = 1.5  # for the other ranks to say where they stand: the launcher ends them next
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "prted", "orted")
+# In the environment of what this process has started, which ends with it; see common.leftovers.
+PROCESS_MARK = "PPO1_PROCESS"
 PROXIES = (*LAUNCHERS, "hydra_pmi_proxy")  # MPICH's, all that a machine without its mpirun has
 
 _patience = 0.0  # seconds that no timeout cuts short, see `patience`
@@ -140,6 +142,7 @@ def end_stuck_launcher(pid: int, *, grace_seconds: int = 5) -> subprocess.Popen[
     return subprocess.Popen(
         ["sh", "-c", f"{wait}; kill -KILL {pid}"],
         cwd="/",
+        env={name: value for name, value in os.environ.items() if name != PROCESS_MARK},
         start_new_session=True,  # or the launcher would end it with this process
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mpi4py import MPI
 
-from common.launch import run
+from common.launch import launch_environment, run
 from common.leftovers import Sweeper, _exit_code, descendants
 from tests.ranks import ROOT, mpirun, rank_environment
 
@@ -110,6 +110,12 @@ def test_children_are_killed_once_the_sweeper_closes(monkeypatch):
         for pid in (orphan, *grandchildren):
             while is_alive(pid):
                 time.sleep(0.01)
+
+
+def test_a_launcher_is_nothing_that_is_left(monkeypatch):
+    """Else what --num-procs has put in the place of a script would be ended as its child."""
+    monkeypatch.setenv("PPO1_PROCESS", "1-2")
+    assert "PPO1_PROCESS" not in launch_environment()
 
 
 def is_alive(pid):
