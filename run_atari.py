@@ -6,9 +6,12 @@
 Source: baselines/ppo1/run_atari.py @ ea25b9e; the PPO paper's Table 5.
 """
 
+import faulthandler
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a rank; must precede NumPy
+if __name__ == "__main__":  # imports or MPI_Init may hang; `run` has a watchdog for all the rest
+    faulthandler.dump_traceback_later(600, exit=True, file=2)
 
 import argparse
 from collections.abc import Sequence
@@ -18,6 +21,7 @@ from mpi4py import MPI
 
 from common import cmd_util
 from common.atari_wrappers import FrameStack, make_atari, wrap_deepmind
+from common.leftovers import ending_what_is_left
 from common.misc_util import set_global_seeds
 from common.mpi_util import offset_seed
 from common.run import run
@@ -101,4 +105,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending_what_is_left():
+        main()

@@ -6,9 +6,12 @@
 Source: baselines/ppo1/run_mujoco.py, run_humanoid.py and run_robotics.py @ ea25b9e.
 """
 
+import faulthandler
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a rank; must precede NumPy
+if __name__ == "__main__":  # imports or MPI_Init may hang; `run` has a watchdog for all the rest
+    faulthandler.dump_traceback_later(600, exit=True, file=2)
 
 import argparse
 from collections.abc import Sequence
@@ -17,6 +20,7 @@ import gymnasium as gym
 from mpi4py import MPI
 
 from common import cmd_util
+from common.leftovers import ending_what_is_left
 from common.mpi_util import offset_seed
 from common.run import run
 from ppo1 import pposgd_simple
@@ -93,4 +97,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending_what_is_left():
+        main()

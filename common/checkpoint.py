@@ -29,7 +29,7 @@ FORMAT = 1
 HEADER = struct.Struct(f"{len(MAGIC)}sI32s")  # magic, format, digest
 NAME = re.compile(r"iteration-\d{9}\.ckpt")
 BYTES = "bytes of ppo1"  # the one key of the dict that stands for a bytes object
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class CheckpointError(ValueError):
@@ -223,7 +223,8 @@ def run_folder(path: Path) -> Path:
 class Checkpointer:
     """A callback for `learn` that saves every so many iterations, at the end, and on a signal.
 
-    A signal (TERM, INT, USR1) to any rank stops all of them at the next iteration's start, saved.
+    A signal (TERM, INT, USR1, HUP) to any rank stops all of them at the next iteration's start,
+    saved. HUP does not where it is ignored, as under nohup.
     """
 
     def __init__(
@@ -253,7 +254,10 @@ class Checkpointer:
         self.last_saved: int | None = None  # or tried to
         self.is_saved = True  # that try's outcome
         self.local: dict[str, Any] = {}
-        self.previous_handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        self.previous_handlers = {
+            number: signal.signal(number, self._note) for number in SIGNALS if number not in ignored
+        }
 
     def _note(self, signum: int, _: FrameType | None) -> None:
         # A second INT ends the process: somebody is in a hurry. Slurm repeats TERM as it pre-empts.

@@ -200,7 +200,8 @@ class FolderLock:
     def release(self) -> None:
         """Give it up, if it is held."""
         if self.descriptor is not None:
-            os.close(self.descriptor)  # LOCK_UN in a forked child would end the parent's
+            with contextlib.suppress(OSError):  # an environment may have closed all files
+                os.close(self.descriptor)  # LOCK_UN in a forked child would end the parent's
         self.descriptor = None
 
 

@@ -30,6 +30,8 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 import cloudpickle
 
+from common.watchdog import PROCESS_MARK
+
 T = TypeVar("T")
 
 MARK = "PPO1_LAUNCHED"  # set where ranks were started from here, whatever their mpirun sets
@@ -45,6 +47,12 @@ OPEN_MPI = {  # what `run` needs and MPICH passes over
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "OMPI_MCA_hwloc_base_binding_policy": "none",
 }
+SIZE_VARIABLES = {
+    MARK: "mpirun",
+    "OMPI_COMM_WORLD_SIZE": "Open MPI's mpirun",
+    "PMI_SIZE": "an mpirun of MPICH's kind",
+}
+SLURM_SPECIAL_STEPS = 0xFFFFFFF0  # from here on: batch scripts, interactive shells
 TAIL = 2000  # characters of the ranks' messages that an error shows
 
 
@@ -87,6 +95,7 @@ def run(
     """
     if nprocs < 1:
         raise ValueError(f"nprocs must be at least 1, got {nprocs}")
+    check_world()
     if is_launched() and (size := world_size()) > 1:
         raise LaunchError(
             f"run() starts ranks of its own, but this process is one of {size} that mpirun started"
@@ -108,7 +117,7 @@ def run(
             "OMP_NUM_THREADS": "1",
             **launch_environment(),
             **(env or {}),
-            MARK: "1",
+            MARK: str(nprocs),
             "TMPDIR": name,  # for what mpirun leaves if it is killed; the ranks get theirs back
         }
         with open(folder / "caller", "w") as caller:
@@ -219,6 +228,7 @@ def work(folder_name: str) -> None:
     """
     from mpi4py import MPI
 
+    from common.leftovers import ending_what_is_left
     from common.mpi_util import abort_job_on_error
 
     leave_at_once = os._exit  # within the job it is taken for a mistake
@@ -232,11 +242,10 @@ def work(folder_name: str) -> None:
     threading.Thread(target=_end_with, args=(caller, folder, shared), daemon=True).start()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     failure: BaseException | None = None
-    with abort_job_on_error():
+    with ending_what_is_left(), abort_job_on_error():
         try:
             nprocs, tmpdir, pickled = pickle.loads((folder / "job").read_bytes())
-            if size != nprocs:
-                raise LaunchError(_mismatch(nprocs, size))
+            check_world()
             os.environ.pop("TMPDIR")
             if tmpdir is not None:
                 os.environ["TMPDIR"] = tmpdir
@@ -291,16 +300,6 @@ def _read(path: str) -> str:
         return ""
 
 
-def _mismatch(nprocs: int, size: int) -> str:
-    from mpi4py import MPI
-
-    library = " ".join(MPI.Get_library_version().split("\n")[0].split())
-    return (
-        f"{find_mpirun()} started {nprocs} processes, but MPI shows each of them {size}: it does "
-        f"not belong to the MPI that mpi4py has loaded ({library})"
-    )
-
-
 # ---- mpirun -------------------------------------------------------------------------------------
 
 
@@ -320,8 +319,6 @@ def relaunch(nprocs: int, *, as_called: bool = False) -> None:
     size = world_size()
     if size == nprocs:
         return
-    if os.environ.get(MARK) == str(nprocs):
-        raise LaunchError(_mismatch(nprocs, size))
     if is_launched():
         ranks = f"{size} rank{'s' if size > 1 else ''}"
         raise LaunchError(f"--num-procs {nprocs}: but mpirun has started {ranks}")
@@ -360,7 +357,7 @@ def find_mpirun() -> str:
 
 def launch_environment() -> dict[str, str]:
     """Return the environment for a launcher or a job: this process's, less what its own set."""
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name != PROCESS_MARK}
     if is_launched():
         environment = {
             name: value
@@ -368,6 +365,49 @@ def launch_environment() -> dict[str, str]:
             if not name.startswith(LAUNCHER_PREFIXES)
         }
     return OPEN_MPI | environment
+
+
+def check_world() -> None:
+    """Raise LaunchError if a launcher started more ranks than MPI shows: each would run alone."""
+    (launcher, started), size = launched_ranks(), world_size()
+    if started <= size:
+        return
+    from mpi4py import MPI
+
+    library = " ".join(MPI.Get_library_version().split("\n")[0].split())
+    if launcher == "srun":
+        remedy = "give srun --mpi=pmi2 for MPICH, --mpi=pmix for Open MPI"
+    else:
+        own = shutil.which("mpirun", path=os.path.dirname(sys.executable))
+        remedy = f"start it with {own or 'the mpirun of that MPI'}"
+    raise LaunchError(
+        f"{launcher} started {started} processes, but MPI shows each of them {size}: it does not "
+        f"belong to the MPI that mpi4py has loaded ({library}); {remedy}"
+    )
+
+
+def launched_ranks() -> tuple[str, int]:
+    """Return this process's launcher and the number of ranks that it says it started, 0 if none.
+
+    An mpirun that `srun` has started comes before it. A batch script or a shell is no rank,
+    although Slurm sets its variables there, too.
+    """
+    counts = {name: int(text) for name, text in os.environ.items() if text.isdecimal()}
+    for name, launcher in SIZE_VARIABLES.items():
+        if name in counts:
+            return launcher, counts[name]
+    is_rank = (
+        counts.get("SLURM_STEP_ID", SLURM_SPECIAL_STEPS) < SLURM_SPECIAL_STEPS
+        and "SLURM_PROCID" in counts
+        and "SLURM_PTY_PORT" not in counts
+    )
+    return "srun", counts.get("SLURM_STEP_NUM_TASKS", 0) if is_rank else 0
+
+
+def launched_rank() -> int:
+    """Return this process's number by its launcher's variables, 0 where there are none."""
+    texts = (os.environ.get(name, "") for name in (*RANK_VARIABLES[:3], "SLURM_PROCID"))
+    return next((int(text) for text in texts if text.isdecimal()), 0)
 
 
 def is_launched() -> bool:

@@ -207,6 +207,8 @@ class HumanOutputFormat(KVWriter, SeqWriter):
 
     def _write(self, text: str) -> None:
         out = sys.stdout if self.file is None else self.file
+        if out is None:
+            raise OSError(errno.EBADF, "there is no standard output")
         out.write(printable(text, out))
         out.flush()
 
@@ -482,21 +484,24 @@ class Logger:
         self._each(lambda fmt: fmt.close())
 
     def _each(self, write: Callable[[KVWriter], None]) -> None:
-        """Call `write` on every format; a format's first OSError is a warning, the rest pass."""
+        """Call `write` on every format; a format's first failure is a warning, the rest pass.
+
+        Whatever fails: a disk, a console that is closed or None, the thread of a writer.
+        """
         for i, fmt in enumerate(self.output_formats):
             try:
                 write(fmt)
-            except OSError as err:
+            except Exception as err:
                 if i in self._failed:
                     continue
                 self._failed.add(i)
-                with contextlib.suppress(OSError):  # stderr may be on the same full disk
-                    print(
-                        f"WARNING: rank {self.rank} could not write its log to {fmt.name}: {err}. "
-                        "Training goes on; further failures there are not reported.",
-                        file=sys.stderr,
-                        flush=True,
+                with contextlib.suppress(Exception):  # stderr may be closed, too
+                    sys.stderr.write(
+                        f"WARNING: rank {self.rank} could not write its log to {fmt.name}: "
+                        f"{str(err) or repr(err)}. "
+                        "Training goes on; further failures there are not reported.\n"
                     )
+                    sys.stderr.flush()
 
 
 def get_current() -> Logger:

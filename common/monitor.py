@@ -197,6 +197,8 @@ class Monitor(gym.Wrapper):
         """Record the finished episode, and add it to `info`."""
         self.needs_reset = True
         elapsed = time.time() - self.tstart
+        if self.episode_times:  # a clock that was set back must not
+            elapsed = max(elapsed, self.episode_times[-1])
         self.episode_rewards.append(self.running_return)
         self.episode_lengths.append(self.running_length)
         self.episode_times.append(elapsed)

@@ -4,15 +4,20 @@ Source: baselines/common/mpi_util.py @ ea25b9e, of which only the idea is left.
 Differs: an uncaught exception on one rank ends the whole job instead of leaving the others waiting.
 """
 
+import faulthandler
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from mpi4py import MPI
+
+from common import watchdog
+
+ABORT_SECONDS = 8.0  # at most, from an error to the end of this process
 
 
 class CollectiveError(RuntimeError):
@@ -70,7 +75,25 @@ def wait_for_all(comm: MPI.Comm) -> None:
     """
     request = comm.Ibarrier()
     while not request.Test():
+        watchdog.note_life()  # whoever is waited for has a watchdog of its own
         time.sleep(0.02)
+
+
+def rank_on_machine(comm: MPI.Comm | None = None) -> int:
+    """Return this rank's number among those on its machine. Collective: every rank must call it."""
+    machine = (MPI.COMM_WORLD if comm is None else comm).Split_type(MPI.COMM_TYPE_SHARED)
+    rank = machine.Get_rank()
+    machine.Free()
+    return rank
+
+
+def say(text: str) -> None:
+    """Write to the standard error, if there is one that takes it, and flush what is printed."""
+    with suppress(Exception):  # None, closed, or a pipe that nobody reads any more
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    with suppress(Exception):
+        sys.stdout.flush()
 
 
 @contextmanager
@@ -92,8 +115,7 @@ def abort_job_on_error(comm: MPI.Comm | None = None) -> Iterator[None]:
     def leave(status: int) -> NoReturn:
         if os.getpid() == pid:  # not a child, such as those of multiprocessing
             name = f"rank {comm.Get_rank()} of {comm.Get_size()}"
-            sys.stderr.write(f"{name}: left by os._exit({status}) in the middle of a run\n")
-            sys.stderr.flush()
+            say(f"{name}: left by os._exit({status}) in the middle of a run\n")
         leave_at_once(status or int(os.getpid() == pid))
 
     os._exit = leave
@@ -106,9 +128,9 @@ def abort_job_on_error(comm: MPI.Comm | None = None) -> Iterator[None]:
             raise
         if isinstance(error, CollectiveError) and comm.Get_rank() != 0:
             time.sleep(2.0)  # rank 0 raises the same error: let it speak for all, then it aborts
-        sys.stderr.write(f"rank {comm.Get_rank()} of {comm.Get_size()}: {traceback.format_exc()}")
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # A console that takes nothing, or an Abort that waits, must not keep the others waiting
+        faulthandler.dump_traceback_later(ABORT_SECONDS, exit=True, file=2)
+        say(f"rank {comm.Get_rank()} of {comm.Get_size()}: {traceback.format_exc()}")
         time.sleep(0.5)  # MPICH's mpirun may lose what it has not yet passed on (3 % of the time)
         comm.Abort(130 if isinstance(error, KeyboardInterrupt) else 1)
     finally:

@@ -276,7 +276,7 @@ def check_window(args: argparse.Namespace, make_env: MakeEnv) -> None:
     try:
         with (
             warnings.catch_warnings(),
-            contextlib.closing(make_env(args, None, render_mode="human")) as env,
+            closing(make_env(args, None, render_mode="human")) as env,
         ):
             warnings.simplefilter("ignore")  # what matters comes as an exception, too
             env.reset()
@@ -286,18 +286,16 @@ def check_window(args: argparse.Namespace, make_env: MakeEnv) -> None:
 
 def check_frames(args: argparse.Namespace, make_env: MakeEnv) -> None:
     """Raise ValueError unless the environment renders images; choose MuJoCo's renderer for it."""
-    plain = make_env(args, None)
-    is_mujoco = hasattr(plain.unwrapped, "mujoco_renderer")
-    plain.close()
+    with closing(make_env(args, None)) as plain:
+        is_mujoco = hasattr(plain.unwrapped, "mujoco_renderer")
     if is_mujoco and sys.platform.startswith("linux") and not os.environ.get("MUJOCO_GL"):
         os.environ["MUJOCO_GL"] = find_renderer()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters comes as an exception, too
-            env = make_env(args, None, render_mode="rgb_array")
-            env.reset()
-            frame = np.asarray(env.render())
-            env.close()
+            with closing(make_env(args, None, render_mode="rgb_array")) as env:
+                env.reset()
+                frame = np.asarray(env.render())
     except Exception as error:
         gl = f" with MUJOCO_GL={os.environ.get('MUJOCO_GL')}" if is_mujoco else ""
         raise ValueError(f"--video: {args.env} does not render{gl}: {error!r}") from error
@@ -324,8 +322,8 @@ def find_renderer() -> str:
     )
 
 
-def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | None) -> None:
-    """Do what --evaluate, --video and --play ask for.
+def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | None) -> bool:
+    """Do what --evaluate, --video and --play ask for; return False if results were not written.
 
     Args:
         args: of the command line.
@@ -337,35 +335,52 @@ def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | 
     """
     options = {"seed": args.seed, "deterministic": args.deterministic}
     is_root = MPI.COMM_WORLD.Get_rank() == 0
+    is_written = True
     if args.evaluate:
-        env = make_env(args, None)
-        start = time.time()
-        results = evaluate(pi, env, args.evaluate, **options)
-        env.close()
+        with closing(make_env(args, None)) as env:
+            start = time.monotonic()
+            results = evaluate(pi, env, args.evaluate, **options)
+            seconds = time.monotonic() - start
         manner = "deterministic" if args.deterministic else "sampled"
         logger.log(
             f"{counted(args.evaluate, 'episode')} of {args.env}, {manner}, from seed {args.seed}, "
-            f"in {time.time() - start:.1f} s"
+            f"in {seconds:.1f} s"
         )
         logger.log(results.table())
         path = Path(args.json or (Path(folder, "evaluation.json") if folder else os.devnull))
         if is_root and str(path) != os.devnull:
-            write_evaluation(path, args, results)
-            logger.log(f"Wrote {path}")
+            try:
+                write_evaluation(path, args, results)
+                logger.log(f"Wrote {path}")
+            except Exception as error:
+                logger.warn(f"WARNING: {path} was not written: {error}")
+                is_written = False
     if args.video:
         if is_root:
-            env = make_env(args, None, render_mode="rgb_array")
-            frames = record(pi, env, Path(args.video), steps=args.video_steps, **options)
-            env.close()
+            with closing(make_env(args, None, render_mode="rgb_array")) as env:
+                frames = record(pi, env, Path(args.video), steps=args.video_steps, **options)
             logger.log(f"Wrote {args.video}: {counted(frames, 'frame')}")
         wait_for_all(MPI.COMM_WORLD)
     if args.play:
         with contextlib.suppress(KeyboardInterrupt):
             if is_root:
                 logger.log("Playing until the window is closed, or Ctrl-C")
-                with contextlib.closing(make_env(args, None, render_mode="human")) as env:
+                with closing(make_env(args, None, render_mode="human")) as env:
                     play(pi, env, **options)
             wait_for_all(MPI.COMM_WORLD)
+    return is_written
+
+
+@contextlib.contextmanager
+def closing(env: gym.Env) -> Iterator[gym.Env]:
+    """Close an environment after a block; a `close` that fails is a warning: its work is done."""
+    try:
+        yield env
+    finally:
+        try:
+            env.close()
+        except (Exception, SystemExit) as error:
+            logger.warn(f"WARNING: the environment's close() failed: {error!r}")
 
 
 def write_evaluation(path: Path, args: argparse.Namespace, results: Evaluation) -> None:

@@ -65,7 +65,10 @@ def console_while_training(
     if consoles and quiet:
         shown = QuietOutputFormat()
     elif consoles and terminal and importlib.util.find_spec("rich"):
-        shown = LiveOutputFormat(limits, terminal)
+        try:
+            shown = LiveOutputFormat(limits, terminal)
+        except Exception as error:  # training is worth more than its picture
+            logger.warn(f"WARNING: no live table and bar, but plain tables: {error!r}")
     if shown is None:
         yield lambda local: None
         return
@@ -130,7 +133,7 @@ class LiveOutputFormat(logger.KVWriter, logger.SeqWriter):
         self.local: dict[str, Any] = {}
         self.history: deque[tuple[float, float]] = deque(maxlen=100)  # of (seconds, fraction done)
         self.drawn = -math.inf
-        self.is_closing = False
+        self.is_closing = self.is_broken = False
         self.terminal = os.open(terminal, os.O_RDONLY | os.O_NOCTTY)
         self.console = Terminal(force_terminal=True, force_interactive=True, highlight=False)
         self.live = Live(
@@ -161,15 +164,25 @@ class LiveOutputFormat(logger.KVWriter, logger.SeqWriter):
             self.history.append((now, self.fraction_done()))
         if now - self.drawn >= REDRAW_SECONDS:
             self.drawn = now
-            with contextlib.suppress(OSError):  # training is worth more than its picture
-                self.live.refresh()
+            self._try(self.live.refresh)
 
     def close(self) -> None:
         """Leave the last table and bar on the terminal."""
         self.is_closing = True
+        self._try(self.live.stop)
         with contextlib.suppress(OSError):
-            self.live.stop()
-        os.close(self.terminal)
+            os.close(self.terminal)
+
+    def _try(self, draw: Callable[[], object]) -> None:
+        """Draw; a first failure that is no closed terminal is a warning: training goes on."""
+        try:
+            draw()
+        except OSError:
+            pass
+        except Exception as error:
+            if not self.is_broken:
+                self.is_broken = True
+                logger.warn(f"WARNING: the progress bar failed: {error!r}")
 
     def fraction_done(self) -> float:
         """Return how far the run is, from 0 to 1, by the limit that is nearest."""
@@ -267,6 +280,6 @@ def terminal_of(descriptor: int) -> str | None:
         if os.environ.get("TERM", "dumb") == "dumb" or stream.fileno() != descriptor:
             return None
         path = os.readlink(f"/proc/{find_launcher() or 'self'}/fd/{descriptor}")
-    except (OSError, ValueError):  # redirected within Python, or a system without /proc
+    except (OSError, ValueError, AttributeError):  # redirected within Python, None, or no /proc
         return None
     return path if path.startswith(("/dev/pts/", "/dev/tty", "/dev/console")) else None

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -39,10 +40,10 @@ from common.cmd_util import (
 )
 from common.env_state import get_env_state, set_env_state
 from common.files import FolderLock, folder_path, is_folder, no_link, replacing, set_aside
-from common.launch import relaunch
+from common.launch import LaunchError, check_world, launched_rank, relaunch
 from common.misc_util import counted, usable_cores
-from common.monitor import find_monitor, truncate_monitor_file
-from common.mpi_util import abort_job_on_error, agree
+from common.monitor import Monitor, find_monitor, truncate_monitor_file
+from common.mpi_util import abort_job_on_error, agree, rank_on_machine
 from common.policy_file import describe_policy, write_policy
 from common.progress import console_while_training, limits_of
 from common.tracking import check_tracking, track
@@ -113,21 +114,28 @@ def run(
         SystemExit: on all ranks; exit code 2 for a bad command line, 128 + the signal's number
             for a run that a signal ended, 1 for one whose last state could not be saved.
     """
-    with abort_job_on_error(), FolderLock() as lock, contextlib.ExitStack() as at_end:
+    with (
+        abort_job_on_error(),
+        FolderLock() as lock,
+        contextlib.ExitStack() as at_very_end,
+        contextlib.ExitStack() as at_end,
+    ):
         logger.reset()  # an earlier run in this process may have failed
+        check_launcher(parser)
         args = parse_args(parser, presets, argv, lock=lock)
+        check_run(parser, lambda: check_same_start(argv))
         if args.num_procs:
             check_run(parser, lambda: relaunch(args.num_procs, as_called=argv is not None))
         checkpoint, loaded = vars(args).pop("checkpoint"), vars(args).pop("loaded")
         trains = any(getattr(args, name) for name in LIMITS)
         watchdog = start_watchdog(args.stall_timeout)
-        if watchdog is not None:
-            at_end.callback(watchdog.stop)
+        at_very_end.callback(watchdog.stop)
+        own_gpu = rank_on_machine()
         torch.set_num_threads(args.threads)
         hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}
 
         def policy_fn(name: str, ob_space: gym.Space, ac_space: gym.Space) -> torch.nn.Module:
-            pi = make_policy(args, name, ob_space, ac_space).to(device_of(args))
+            pi = make_policy(args, name, ob_space, ac_space).to(device_of(args, own_gpu))
             if loaded is not None and name != "oldpi":
                 loaded.load_into(pi)
             return pi
@@ -143,12 +151,11 @@ def run(
             args.env = resolve_id(args.env)
             if loaded is not None and not trains:
                 loaded.check_env(args.env)
-            env = make_env(args, None)
-            probe = policy_fn("probe", env.observation_space, env.action_space)
-            if checkpoint is not None:
-                logged_lengths(checkpoint)
-                check_fits(checkpoint, args, env, probe)
-            env.close()
+            with play.closing(make_env(args, None)) as env:
+                probe = policy_fn("probe", env.observation_space, env.action_space)
+                if checkpoint is not None:
+                    logged_lengths(checkpoint)
+                    check_fits(checkpoint, args, env, probe)
             if trains and args.log_path and MPI.COMM_WORLD.Get_rank() == 0:
                 check_folder(Path(args.log_path), resumes=checkpoint is not None)
             if not trains and args.evaluate and args.log_path:
@@ -160,9 +167,9 @@ def run(
                 check_tracking()
 
         check_run(parser, check)
+        make_watched_env = functools.partial(watched_env, make_env, watchdog)
         if not trains:
-            at_end.close()
-            show_untrained(args, policy_fn, make_env)
+            show_untrained(args, policy_fn, make_watched_env)
             return
         begin_run(parser, args, argv, title=title, checkpoint=checkpoint, lock=lock)
         at_end.callback(logger.reset)
@@ -170,7 +177,7 @@ def run(
         state, env_state = resumed_state(checkpoint)
         # A resumed run whose environments begin anew must not meet the same episodes once more.
         env = make_env(args, (args.seed + (state or {}).get("iters_so_far", 0)) % 2**32)
-        at_end.callback(env.close)
+        at_end.enter_context(play.closing(env))
         if env_state is not None:
             set_env_state(env, env_state)
         callback = RunCallback(args, env, algorithm.learner_state, watchdog, checkpoint)
@@ -199,7 +206,7 @@ def run(
         if not goes_on:
             logger.log(f"Logged to {folder}")
         at_end.close()  # what is shown now belongs to no log, and signals end it
-        play.show(args, pi, make_env, folder=folder)
+        is_saved &= play.show(args, pi, make_watched_env, folder=folder)
         if goes_on:
             logger.log(f"Logged to {folder}")
         if not is_saved:
@@ -216,15 +223,77 @@ def folder_in_errors() -> Iterator[None]:
         raise
 
 
-def start_watchdog(stall_timeout: float) -> Watchdog | None:
-    """Return a watchdog over all that comes before the first iteration; None for a timeout of 0."""
-    if not stall_timeout:
-        return None
+def check_launcher(parser: ArgumentParser) -> None:
+    """Leave with exit code 2 if the launcher's ranks do not see each other; its rank 0 says so."""
+    try:
+        check_world()
+    except LaunchError as error:
+        if launched_rank() == 0:
+            parser.error(str(error))
+        time.sleep(1.0)  # a launcher may end the job when the first rank leaves
+        sys.exit(2)
+
+
+def check_same_start(argv: Sequence[str] | None) -> None:
+    """Raise ValueError on a rank whose flags, packages or code are not rank 0's.
+
+    Collective: every rank must call it.
+    """
+    comm = MPI.COMM_WORLD
+    if comm.Get_size() == 1:
+        return
+    flags = " ".join(sys.argv[1:] if argv is None else argv)
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    own = {"flags": flags, "versions": versions, "code": source_digest()}
+    for name, first in comm.bcast(own).items():
+        if own[name] != first:
+            raise ValueError(f"started with other {name} than rank 0: {own[name]}, not {first}")
+
+
+def source_digest() -> str:
+    """Return a digest of this program's own source: the script, and the packages next to it."""
+    here = Path(__file__).parent
+    paths = [*sorted(here.glob("*.py")), *sorted(here.parent.glob("ppo1/*.py"))]
+    script = Path(sys.argv[0])
+    paths += [script] if script.is_file() else []
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def start_watchdog(stall_timeout: float) -> Watchdog:
+    """Return a watchdog over all that comes before the first iteration.
+
+    With a timeout of 0 it watches whether the launcher lives, and nothing else.
+    """
     return Watchdog(
-        max(stall_timeout, STARTUP_SECONDS),
+        max(stall_timeout, STARTUP_SECONDS) if stall_timeout else math.inf,
         lambda: "starting",
         name=f"rank {MPI.COMM_WORLD.Get_rank()} of {MPI.COMM_WORLD.Get_size()}",
     )
+
+
+def watched_env(
+    make_env: Callable[..., gym.Env],
+    watchdog: Watchdog,
+    args: argparse.Namespace,
+    seed: int | None,
+    **options: Any,
+) -> gym.Env:
+    """Return the script's environment, monitored; its steps are from now on what must move.
+
+    A window is another matter: somebody may have paused it.
+    """
+    stall_timeout = args.stall_timeout or math.inf
+    watchdog.watch(max(stall_timeout, STARTUP_SECONDS), lambda: "starting")
+    env = make_env(args, seed, **options)
+    monitor: Any = find_monitor(env)
+    if monitor is None:
+        env = monitor = Monitor(env, None, allow_early_resets=True)
+    is_window = options.get("render_mode") == "human"
+    watchdog.watch(math.inf if is_window else stall_timeout, lambda: monitor.total_steps)
+    return env
 
 
 class Paused(Exception):
@@ -239,14 +308,14 @@ class RunCallback:
         args: argparse.Namespace,
         env: gym.Env,
         learner_state: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]],
-        watchdog: Watchdog | None,
+        watchdog: Watchdog,
         checkpoint: dict[str, Any] | None,
     ) -> None:
         """Take over the signals."""
         lengths = [] if checkpoint is None else logged_lengths(checkpoint)
         self.env = env
         self.learner_state = learner_state
-        self.stall_timeout = args.stall_timeout
+        self.stall_timeout = args.stall_timeout or math.inf
         self.stop_timesteps = args.stop_timesteps or math.inf
         self.watchdog = watchdog
         self.first_update: int | None = None
@@ -271,15 +340,14 @@ class RunCallback:
             Paused: where the schedule goes on, but this process was told to stop.
             StopRequested: as `Checkpointer` does.
         """
-        if self.watchdog is not None:
-            monitor, adam = find_monitor(self.env), local["adam"]
-            if self.first_update is None:
-                self.first_update = adam.t
-            is_starting = adam.t == self.first_update  # compiling comes before the first update
-            self.watchdog.watch(
-                max(self.stall_timeout, STARTUP_SECONDS * is_starting),
-                lambda: (getattr(monitor, "total_steps", None), adam.t),
-            )
+        monitor, adam = find_monitor(self.env), local["adam"]
+        if self.first_update is None:
+            self.first_update = adam.t
+        is_starting = adam.t == self.first_update  # compiling comes before the first update
+        self.watchdog.watch(
+            max(self.stall_timeout, STARTUP_SECONDS * is_starting),
+            lambda: (getattr(monitor, "total_steps", None), adam.t),
+        )
         self.progress(local)
         self.checkpointer(local, global_)
         timesteps = local["timesteps_so_far"]
@@ -294,7 +362,11 @@ class RunCallback:
         monitor = find_monitor(self.env)
         folder, rank = Path(str(logger.get_dir())), MPI.COMM_WORLD.Get_rank()
         text_log = folder / name_for_rank("log.txt", rank)
-        own["env"] = get_env_state(self.env)
+        try:
+            own["env"] = get_env_state(self.env)
+        except Exception as error:  # what was learned is worth more than where an episode stands
+            logger.warn(f"WARNING: the environment's state was not saved: {describe(error)}")
+            own["env"] = None
         own["monitor_rows"] = monitor.rows if monitor is not None else 0
         own["log_bytes"] = text_log.stat().st_size if text_log.exists() else 0
         lines = {name: count_lines(folder / name_for_rank(name, rank)) for name in LINE_LOGS}
@@ -307,8 +379,12 @@ class RunCallback:
             self.checkpointer.save()
 
 
-def device_of(args: argparse.Namespace) -> torch.device:
-    """Return this rank's device; with `cuda`, ranks take the machine's GPUs in turn.
+def device_of(args: argparse.Namespace, rank_here: int) -> torch.device:
+    """Return this rank's device; with `cuda`, a machine's ranks take its GPUs in turn.
+
+    Args:
+        args: of the command line.
+        rank_here: this rank's number on its machine.
 
     Raises:
         ValueError: if there is no such device.
@@ -325,7 +401,7 @@ def device_of(args: argparse.Namespace) -> torch.device:
         raise ValueError(f"--device {args.device}: PyTorch sees no CUDA GPU on this machine")
     torch.backends.cudnn.allow_tf32 = False  # the CPU's numbers to 1e-4, which TF32 would not give
     count = torch.cuda.device_count()
-    index = MPI.COMM_WORLD.Get_rank() % count if device.index is None else device.index
+    index = rank_here % count if device.index is None else device.index
     if index >= count:
         raise ValueError(f"--device {args.device}: this machine has {counted(count, 'GPU')}")
     return torch.device("cuda", index)
@@ -345,12 +421,10 @@ def show_untrained(
         earlier = set_aside(Path(args.log_path), ["evaluation.json"])
         if earlier is not None:
             logger.log(f"The evaluation that was there is now in {earlier}")
-    env = make_env(args, args.seed)
-    pi = policy_fn("pi", env.observation_space, env.action_space)
-    env.close()
+    with play.closing(make_env(args, args.seed)) as env:
+        pi = policy_fn("pi", env.observation_space, env.action_space)
     is_saved = save_policy(args, pi)
-    play.show(args, pi, make_env, folder=None)
-    if not is_saved:
+    if not (play.show(args, pi, make_env, folder=None) and is_saved):
         sys.exit(1)
 
 
@@ -360,7 +434,7 @@ def save_policy(args: argparse.Namespace, pi: Any) -> bool:
         path = Path(args.save_path)
         try:
             write_policy(path, pi, settings=vars(args), versions=package_versions())
-        except OSError as error:
+        except Exception as error:
             logger.warn(f"WARNING: the policy was not written: {describe(error)}")
             return False
         logger.log(f"Saved the policy to {path}")

@@ -9,6 +9,7 @@ own checkpoints.
 """
 
 import csv
+import fcntl
 import io
 import itertools
 import math
@@ -28,7 +29,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from common.checkpoint import checkpoint_files
+from common.checkpoint import CheckpointError, checkpoint_files, read_run
 from common.cmd_util import (
     ArgumentParser,
     describe,
@@ -38,7 +39,7 @@ from common.cmd_util import (
     resolve_env_id,
 )
 from common.files import absolute_path, folder_path, no_link, printable, replacing, set_aside
-from common.launch import LaunchError, is_launched, launch_environment, world_size
+from common.launch import LaunchError, check_world, launch_environment, world_size
 from common.misc_util import counted, usable_cores
 
 # A run's limits, and the counters in its checkpoints that they are for.
@@ -87,9 +88,11 @@ def sweep(
     """Run `script` with every combination of the grid's values; return the summary's rows.
 
     The runs' folders are OUT/ENV/seedN, with other swept values between the two, and
-    OUT/summary.csv has a row for each, written anew whenever one ends. A run that fails does not
-    stop the others. Ctrl-C has all jobs save and stop at their next iteration's start, a second
-    one ends them at once; the same call then goes on. The first seed of everything runs first.
+    OUT/summary.csv has a row for each, written anew whenever one ends. A run that fails, or whose
+    checkpoints are damaged, does not stop the others. Ctrl-C has all jobs save and stop at their
+    next iteration's start, a second one ends them at once; the same call then goes on. If the sweep
+    itself is killed, its jobs go on; the same call waits for those that still live. The first seed
+    of everything runs first.
 
     Args:
         script: such as run_mujoco.py, with an `arg_parser()` and its PRESETS.
@@ -109,7 +112,8 @@ def sweep(
             there, and as `check_runs`; nothing has started then.
         KeyboardInterrupt: after all jobs have stopped.
     """
-    if is_launched() and world_size() > 1:
+    check_world()
+    if world_size() > 1:
         raise LaunchError("a sweep is one process: give the ranks of a run as --num-procs")
     script, out = absolute_path(script), folder_path(out)
     runs = make_jobs(script, grid, Path(out), flags)
@@ -120,7 +124,7 @@ def sweep(
     jobs = jobs or max(1, usable_cores() // width)
     summary = Path(out, "summary.csv")
     set_aside_other_summary(summary, runs)
-    to_do = [job for job in runs if job.status not in DONE]
+    to_do = [job for job in runs if job.status not in (*DONE, "failed")]
     waiting = deque(sorted(to_do, key=lambda job: job.args.seed))
     write_summary(summary, runs)
     say(f"{counted(len(runs), 'run')}, {len(waiting)} to do, {jobs} at a time")
@@ -134,9 +138,13 @@ def sweep(
             time.sleep(0.2)
             for job in [job for job in running if has_ended(job)]:
                 running.remove(job)
-                note_end(job, script, runs)
+                was_another_sweeps = job.process is None
+                note_end(job, script, runs, stopped=was_another_sweeps)
+                if was_another_sweeps and job.status in ("waiting", "stopped"):
+                    waiting.appendleft(job)
                 write_summary(summary, runs)
     except BaseException:  # Ctrl-C, or a disk that is full
+        running = [job for job in running if job.process is not None]  # not another sweep's
         count = counted(len(running), "job")
         say(f"stopping: {count} to save at the next iteration's start")
         signal_all(running, signal.SIGUSR1)  # TERM would leave them a second under Open MPI
@@ -155,7 +163,8 @@ def sweep(
         write_summary(summary, runs)
     for job in runs:
         if job.status == "failed":
-            say(f"{job.folder} failed: {job.last_line} (see {job.log})")
+            see = f" (see {job.log})" if job.process is not None else ""
+            say(f"{job.folder} failed: {job.last_line}{see}")
     say(f"Summary in {summary}")
     return [job.row() for job in runs]
 
@@ -185,6 +194,8 @@ def make_jobs(
 def look(job: Job, script: str | Path) -> None:
     """Set the job's arguments, record and status from its command line and newest checkpoint.
 
+    Its status is failed if there are checkpoints and none is good.
+
     Raises:
         ValueError: for a command line that the script refuses.
     """
@@ -199,11 +210,16 @@ def look(job: Job, script: str | Path) -> None:
 
     parser.error = refuse
     has_begun = bool(checkpoint_files(job.folder / "checkpoints"))
+    job.record = dict.fromkeys(("timesteps", "episodes", "return_mean", "seconds"), "")
+    if has_begun:
+        try:
+            read_run(job.folder)
+        except CheckpointError as error:
+            job.status, job.last_line, has_begun = "failed", str(error), False
     argv = job.argv if has_begun else [word for word in job.argv if word != "--resume"]
     job.args = parse_args(parser, names["PRESETS"], argv)
     checkpoint = vars(job.args).pop("checkpoint")
     if checkpoint is None:
-        job.record = dict.fromkeys(("timesteps", "episodes", "return_mean", "seconds"), "")
         return
     saved, num_procs = len(checkpoint["ranks"]), job.args.num_procs or 1
     if saved != num_procs:
@@ -239,7 +255,11 @@ def check_runs(runs: Sequence[Job]) -> None:
 
 
 def start(job: Job, script: str | Path) -> None:
-    """Start the job's process."""
+    """Start the job's process, unless one that a killed sweep has left still runs."""
+    job.status = "running"
+    if is_locked(job.folder):
+        say(f"{job.folder} still runs: waiting for it")
+        return
     command = [sys.executable, str(script), *job.argv]
     job.folder.mkdir(parents=True, exist_ok=True)
     with open(job.log, "a", encoding="utf-8", errors="backslashreplace", opener=no_link) as log:
@@ -255,23 +275,38 @@ def start(job: Job, script: str | Path) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    job.status = "running"
 
 
 def has_ended(job: Job) -> bool:
-    """Return whether the job's process has ended."""
-    return job.process is None or job.process.poll() is not None
+    """Return whether the job's process has ended, and no rank writes to the folder any more."""
+    is_gone = job.process is None or job.process.poll() is not None
+    return is_gone and not is_locked(job.folder)
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a run is writing to a folder."""
+    try:
+        with open(folder / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no run, or a file system without locks
+        return False
+    return False
 
 
 def note_end(job: Job, script: str | Path, runs: Sequence[Job], *, stopped: bool = False) -> None:
     """Set the status of a job that has ended, and say how it ended."""
     job.status = "waiting"
-    look(job, script)
-    if job.status not in DONE and not stopped:
+    try:
+        look(job, script)
+    except Exception as error:  # a script that somebody has changed meanwhile, say
+        job.status, job.last_line = "failed", describe(error)
+    if job.status not in (*DONE, "failed") and not stopped:
         job.status = "failed"
         job.last_line = telling_line(job.log.read_text(encoding="utf-8", errors="replace"))
     facts = [job.status, job.last_line]
-    if job.record["timesteps"]:
+    if job.record.get("timesteps"):
         facts += [
             "{timesteps} steps in {seconds:.0f} s, return {return_mean:.1f}".format_map(job.record)
         ]
@@ -294,8 +329,8 @@ def telling_line(text: str) -> str:
 def signal_all(jobs: Iterable[Job], signum: int) -> None:
     """Send a signal to the jobs that have not ended."""
     for job in jobs:
-        if job.process is not None and not has_ended(job):
-            job.process.send_signal(signum)
+        if job.process is not None:
+            job.process.send_signal(signum)  # nothing, if it has ended
 
 
 def set_aside_other_summary(path: Path, runs: Sequence[Job]) -> None:

@@ -63,7 +63,6 @@ class WandbOutputFormat(logger.KVWriter):
             )
         except wandb.Error as error:
             raise ValueError(f"--track in {folder}: {error}") from error
-        self.error = wandb.Error
         self.run.define_metric("*", step_metric="global_step")
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
@@ -71,10 +70,7 @@ class WandbOutputFormat(logger.KVWriter):
         scalars = {key: x for key, x in logger.scalars_of(kvs).items() if math.isfinite(x)}
         if "TimestepsSoFar" in scalars:
             scalars["global_step"] = scalars["TimestepsSoFar"]
-        try:
-            self.run.log(scalars)
-        except self.error as error:  # training is worth more than its curves
-            raise OSError(str(error)) from error
+        self.run.log(scalars)
 
     def close(self) -> None:
         """End the run, once all is sent."""

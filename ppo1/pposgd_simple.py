@@ -33,6 +33,7 @@ from common.mpi_adam import MpiAdam
 from common.mpi_moments import mpi_moments
 from common.mpi_util import CollectiveError, wait_for_all
 from common.torch_util import FlatLayout, compile_function, functional_network
+from common.watchdog import patience
 from ppo1.policy import Policy, TorchPolicy
 
 Segment = dict[str, Any]
@@ -47,6 +48,7 @@ SCHEDULES = ("constant", "linear")
 # a second run has too, never by the clock, because compiled gradients differ in the last bits.
 UPDATES_WORTH_COMPILING = 25_000
 SECONDS_WORTH_COMPILING = 60.0
+COMPILE_SECONDS = 1800.0  # after which a rank that compiles is stuck
 LIMITS = ("max_timesteps", "max_episodes", "max_iters", "max_seconds")
 OPTIONAL = ("optim_batchsize", *LIMITS)
 HYPERPARAMETERS = (
@@ -733,17 +735,19 @@ def compile_in_turn(
             try:
                 if comm.Get_rank() == 0:
                     logger.log("Compiling the update ...")
-                if comm.Get_size() == 1 and adam.theta.device.type == "cpu":
-                    lossandgrad.compile_update(adam, columns, rows, clip_param)
-                else:
-                    lossandgrad.compile(columns, rows, clip_param)
-                    adam.compile()
+                with patience(COMPILE_SECONDS):
+                    if comm.Get_size() == 1 and adam.theta.device.type == "cpu":
+                        lossandgrad.compile_update(adam, columns, rows, clip_param)
+                    else:
+                        lossandgrad.compile(columns, rows, clip_param)
+                        adam.compile()
                 logger.log(f"Compiled the update in {time.time() - start:.1f} s")
             except Exception as error:
                 reason = (str(error) or repr(error)).strip().splitlines()[0]
                 logger.warn(f"Not compiling the update, which is slower: {reason}")
         wait_for_all(machine)
     machine.Free()
+    wait_for_all(comm)  # other machines may still compile
 
 
 @torch.no_grad()

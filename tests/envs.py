@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,12 +185,30 @@ class Sampled(Countdown):
         return self.observation_space.sample(), *super().step(action)[1:]
 
 
+class Leaving(Countdown):
+    """Countdown whose `close` fails; the second of a process leaves a child and a thread behind."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__(10)
+        Leaving.made += 1
+        if Leaving.made == 2:
+            subprocess.run("sleep 300 &", shell=True)  # whose parent ends at once
+            subprocess.Popen(["sleep", "301"]).returncode = 0  # nobody waits for it
+            threading.Thread(target=time.sleep, args=(302,)).start()
+
+    def close(self) -> None:
+        raise RuntimeError("not connected to the simulator")
+
+
 def make_buggy() -> gym.Env:
     raise KeyError("gravity")
 
 
 for _fault in FAULTS:
     gym.register(f"toy/{_fault}-v0", entry_point=make_faulty, kwargs={"fault": _fault})
+gym.register("toy/leaving-v0", entry_point=Leaving)
 gym.register("toy/buggy-v0", entry_point=make_buggy)
 for _name, _spaces in {
     "sequence": {"observation_space": spaces.Sequence(spaces.Discrete(3))},

@@ -3,6 +3,7 @@ import os
 import pickle
 import random
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from common import checkpoint
 from common.checkpoint import (
+    Checkpointer,
     CheckpointError,
     checkpoint_files,
     read_checkpoint,
@@ -188,3 +190,24 @@ def test_a_disk_that_is_full_leaves_the_file_before_it(tmp_path):
 def test_what_cannot_be_kept_is_named(tmp_path):
     with pytest.raises(TypeError, match="cannot hold a function"):
         write_checkpoint(tmp_path / "a.ckpt", {"f": test_no_checkpoint_at_all})
+
+
+def test_hup_stops_a_run_unless_it_is_ignored(tmp_path):
+    def seen():
+        checkpointer = Checkpointer(
+            tmp_path, interval=0, keep=1, collect=lambda local: ({}, {}), header={}
+        )
+        try:
+            signal.raise_signal(signal.SIGHUP)
+            return checkpointer.signum
+        finally:
+            checkpointer.close()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert seen() == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert seen() == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -198,6 +198,47 @@ def test_a_job_within_a_job():
     assert run(lambda: run(lambda: MPI.COMM_WORLD.Get_size(), 2), 1) == [[2, 2]]
 
 
+@pytest.mark.parametrize(
+    ("variables", "want"),
+    [
+        ("", 0),
+        ("PMI_SIZE=4 PMI_RANK=1", 4),
+        ("OMPI_COMM_WORLD_SIZE=3 PMIX_RANK=0", 3),
+        ("PMI_SIZE=4 SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2", 4),  # under srun
+        ("SLURM_STEP_ID=0 SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=2", 2),
+        ("SLURM_PROCID=0 SLURM_NTASKS=16 SLURM_STEP_NUM_TASKS=16", 0),  # a batch script
+        ("SLURM_STEP_ID=4294967291 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=8", 0),
+        ("SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=8 SLURM_PTY_PORT=99", 0),  # a shell
+    ],
+)
+def test_ranks_of_another_mpi_are_found(variables, want, monkeypatch):
+    for name in [*os.environ]:
+        if name.startswith(("PMI", "OMPI_", "SLURM_", launch.MARK)):
+            monkeypatch.delenv(name)
+    for variable in variables.split():
+        monkeypatch.setenv(*variable.split("="))
+    assert launch.launched_ranks()[1] == want
+    if want > MPI.COMM_WORLD.Get_size():
+        with pytest.raises(LaunchError, match=f"started {want} processes, but MPI shows each of"):
+            launch.check_world()
+    else:
+        launch.check_world()
+
+
+def test_the_launchers_first_rank_speaks_for_all(monkeypatch, capsys):
+    import run_mujoco
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", rank)
+        with pytest.raises(SystemExit) as leave:
+            run_mujoco.main([])
+        assert leave.value.code == 2
+        err = capsys.readouterr().err
+        assert err.count("Open MPI's mpirun started 3 processes, but") == (rank == "0")
+
+
 # ---- Scripts and notebooks ----------------------------------------------------------------------
 
 PROGRAM = """

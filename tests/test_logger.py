@@ -705,3 +705,28 @@ def test_broken_console(tmp_path, capsys, monkeypatch):
 def test_no_event_file_before_values(tmp_path):
     logger.configure(tmp_path, ["tensorboard"], one())
     assert glob.glob(str(tmp_path / "tb" / "*")) == []
+
+
+def test_a_format_that_fails_in_its_own_way_is_a_warning(tmp_path, capsys, monkeypatch):
+    """A console that is closed or None, and a writer whose thread has died."""
+
+    class Broken(logger.KVWriter):
+        name = "a writer"
+
+        def writekvs(self, kvs):
+            raise RuntimeError("its thread has died")
+
+    closed = io.StringIO()
+    closed.close()
+    for console in (closed, None):
+        monkeypatch.setattr(sys, "stdout", console)
+        log = logger.Logger(None, [logger.HumanOutputFormat(None), Broken()])
+        for _ in range(2):
+            log.log("text")
+            log.logkv("key", 1)
+            log.dumpkvs()
+        err = capsys.readouterr().err
+        assert err.count("WARNING: rank 0 could not write its log to stdout: ") == 1
+        assert err.count("to a writer: its thread has died. Training goes on") == 1
+    monkeypatch.setattr(sys, "stderr", None)
+    logger.Logger(None, [Broken()]).log("nobody hears it")

@@ -89,6 +89,15 @@ def test_six_digits_are_kept():
     assert info["episode"]["r"] == 1.234568
 
 
+def test_times_do_not_go_backwards_with_the_clock(monkeypatch):
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(time, "time", lambda: clock.now)
+    env = Monitor(ScriptedGame(game(0)), None)
+    for clock.now in (1002.0, 990.0, 1003.0):
+        play(env)
+    assert env.get_episode_times() == [2.0, 2.0, 3.0]
+
+
 def test_times_count_seconds_since_construction(monkeypatch):
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(time, "time", lambda: clock.now)

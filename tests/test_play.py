@@ -204,6 +204,22 @@ def test_the_folder_comes_first_and_last(tmp_path, capsys):
     assert last not in lines
 
 
+def test_results_that_cannot_be_written_cost_the_exit_code_alone(tmp_path, capsys, monkeypatch):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(play, "write_evaluation", fail)
+    with pytest.raises(SystemExit) as leave:
+        run_mujoco.main([*TINY, "--log-path", str(tmp_path / "run"), "--evaluate", "1",
+                         "--save-path", str(tmp_path / "policy")])  # fmt: skip
+    assert leave.value.code == 1
+    out = capsys.readouterr().out
+    assert "standard error" in out  # the table
+    assert "evaluation.json was not written: [Errno 28] No space left on device" in out
+    assert out.endswith(f"Logged to {tmp_path}/run\n")
+    assert (tmp_path / "policy").exists()
+
+
 def test_training_then_evaluating_is_evaluating_the_run_or_its_policy(trained, tmp_path, capsys):
     want = json.loads((trained / "run" / "evaluation.json").read_text())
     assert (want["env"], want["seed"], want["policy"]) == ("InvertedPendulum-v4", 3, None)

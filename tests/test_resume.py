@@ -251,6 +251,40 @@ def test_a_rank_that_dies_leaves_or_hangs_ends_the_job(fault, message, tmp_path)
     assert not [path for path in Path("/proc").glob("[0-9]*/cwd") if cwd_of(path) == tmp_path]
 
 
+@pytest.mark.faults
+@pytest.mark.mpi
+@pytest.mark.parametrize("nprocs", [0, 2])
+def test_an_environment_that_hangs_in_the_evaluation_ends_the_job(nprocs, tmp_path):
+    done = mpirun(
+        nprocs, str(ROOT / "run_mujoco.py"), "--env", "tests.envs:toy/hangs-v0", "--num-timesteps",
+        "40", "--timesteps-per-actorbatch", "64", "--optim-batchsize", "32", "--evaluate", "40",
+        "--stall-timeout", "3", "--log-path", "run", cwd=tmp_path,
+    )  # fmt: skip
+    assert time.time() - float((tmp_path / "fault").read_text()) < 10
+    assert done.returncode == 1
+    rank, size = (1, 2) if nprocs else (0, 1)
+    assert f"rank {rank} of {size}: no progress for 3 s, ending the job; all stacks:" in done.stderr
+    assert "in play_episode" in done.stderr
+
+
+@pytest.mark.faults
+def test_a_console_whose_reader_has_left(tmp_path):
+    """As in `python run_mujoco.py | head -1`."""
+    script, *flags = RUNS["reacher"]
+    command = [sys.executable, str(ROOT / script), *flags, "--log-path", "run"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=rank_environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 0
+    assert "could not write its log to stdout: [Errno 32] Broken pipe" in err
+    assert len(err.splitlines()) == 1
+    assert "Logged to" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def cwd_of(path):
     try:
         return Path(os.readlink(path))

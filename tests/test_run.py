@@ -1,7 +1,9 @@
 import contextlib
 import io
 import json
+import math
 import os
+import signal
 import sys
 from argparse import Namespace
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from mpi4py import MPI
 
 from common import cmd_util, logger
 from common import run as run_module
+from common.checkpoint import StopRequested
 from common.plot_util import find_runs
 from tests.envs import Countdown
 from tests.ranks import on_ranks
@@ -288,8 +291,8 @@ def speak(comm, folder):
     rank = comm.Get_rank()
     heard = []
     commands = [command.split() for command in BAD_RUNS]
-    # These the ranks do not see alike: rank 0's command line counts, and one failure is enough.
-    commands.append(["--env", "Hoper-v4"] if rank == 0 else [])
+    # These the ranks do not see alike
+    commands.append(["--env", "Hopper-v4"] if rank == 0 else [])
     commands.append(["--env", "tests.envs:toy/raises-v0"])
     if rank == 1:
         sys.modules["tests.envs"] = None
@@ -315,7 +318,7 @@ def test_one_rank_speaks_for_all(tmp_path):
     assert {out for _, out, _ in voice} == {""}
     wants = [
         *BAD_RUNS.values(),
-        "Hoper-v4",
+        "error: rank 1: started with other flags than rank 0: , not --env Hopper-v4",
         "error: rank 1: environment 'tests.envs:toy/raises-v0'",
     ]
     for (_, _, err), want in zip(voice, wants, strict=True):
@@ -364,3 +367,95 @@ def test_seeds_and_files_by_rank(tmp_path):
     assert {path.name for path in (tmp_path / "logs-envs").glob("*.monitor.csv")} == {
         "0.monitor.csv", "1.monitor.csv",
     }  # fmt: skip
+
+
+# ---- The end of a run ---------------------------------------------------------------------------
+
+
+def test_a_close_that_fails_is_a_warning(tmp_path, monkeypatch, capsys):
+    """In the probe's check, after training and after evaluation: nothing asked for is lost."""
+
+    class Closing(Countdown):
+        def close(self):
+            raise RuntimeError("not connected")
+
+    def make(args, seed, **options):
+        return cmd_util._seed_and_monitor(Closing(10), seed, 0, info_keywords=())
+
+    monkeypatch.setattr(sys.modules[__name__], "make_env", make)
+    run("--log-path", str(tmp_path / "run"))
+    out = capsys.readouterr().out
+    assert (
+        out.count("WARNING: the environment's close() failed: RuntimeError('not connected')") == 2
+    )
+    assert f"Logged to {tmp_path}/run\n" in out
+
+    def stop(*args, callback, **kwargs):
+        callback.checkpointer.is_saved = True
+        raise StopRequested(signal.SIGUSR1, saved=True)
+
+    monkeypatch.setattr(sys.modules[__name__], "learn", stop)
+    with pytest.raises(SystemExit) as leave:
+        run("--log-path", str(tmp_path / "stopped"))
+    assert leave.value.code == 138
+
+
+def test_a_run_without_a_console(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    run("--log-path", str(tmp_path / "run"))
+    assert "Logged to" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_an_environment_whose_state_fails_is_saved_without(tmp_path, monkeypatch, capsys):
+    def fail(env):
+        raise ConnectionError("not connected")
+
+    monkeypatch.setattr(run_module, "get_env_state", fail)
+    callback = run_module.RunCallback.__new__(run_module.RunCallback)
+    callback.env, callback.learner_state = Countdown(3), lambda local: ({}, {})
+    logger.configure(tmp_path, ["stdout"])
+    shared, own = callback.collect({"pi": object()})
+    assert own["env"] is None
+    assert "WARNING: the environment's state was not saved: " in capsys.readouterr().out
+
+
+def test_what_moves_in_an_environment_is_its_steps():
+    watched = []
+    dog = SimpleNamespace(watch=lambda seconds, progress: watched.append((seconds, progress)))
+    args = Namespace(stall_timeout=5.0)
+
+    def make(args, seed, render_mode=None):
+        return Countdown(10)
+
+    env = run_module.watched_env(make, dog, args, None)
+    env.reset()
+    (start, _), (seconds, progress) = watched
+    assert (start, seconds, progress()) == (run_module.STARTUP_SECONDS, 5.0, 0)
+    env.step(0)
+    assert progress() == 1
+    run_module.watched_env(make, dog, args, None, render_mode="human")
+    assert watched[-1][0] == math.inf  # somebody may have paused it
+
+
+# ---- What a rank has for itself -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rank_here", "device"), [(0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0")])
+def test_gpus_are_dealt_out_on_each_machine(rank_here, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert run_module.device_of(Namespace(device="cuda"), rank_here) == torch.device(device)
+    assert run_module.device_of(Namespace(device="cuda:1"), rank_here) == torch.device("cuda:1")
+
+
+def test_other_code_or_versions_are_named(monkeypatch):
+    first = {"flags": "--seed 1", "versions": "torch 1", "code": "abc"}
+    comm = SimpleNamespace(Get_size=lambda: 2, bcast=lambda own: {**own, **changed})
+    monkeypatch.setattr(run_module, "MPI", SimpleNamespace(COMM_WORLD=comm))
+    changed = {}
+    run_module.check_same_start(["--seed", "1"])
+    for name, value in first.items():
+        changed = {name: value}
+        with pytest.raises(ValueError, match=f"started with other {name} than rank 0: .*, not "):
+            run_module.check_same_start(["--seed", "2"])

@@ -1,6 +1,7 @@
 """Sweeps, with the real script."""
 
 import csv
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from common.checkpoint import checkpoint_files
 from common.sweep import (
+    is_locked,
     main,
     make_jobs,
     set_aside_other_summary,
@@ -145,6 +147,47 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
         sweep(SCRIPT, {"env": ["CartPole-v1"]}, out="out", flags=[*TINY, "--gamma", "0.5"])
     with pytest.raises(ValueError, match=r"the run that is there has 1 rank, not 2"):
         sweep(SCRIPT, {"env": ["CartPole-v1"]}, out="out", flags=[*TINY, "--num-procs", "2"])
+
+
+class FakeProcess:
+    """Ends at once, having trained nothing."""
+
+    def __init__(self, command, **options):
+        folder = Path(command[command.index("--log-path") + 1])
+        assert not is_locked(folder)
+        (folder / "started").touch()
+
+    def poll(self):
+        return 0
+
+
+def test_damage_and_jobs_that_still_live(tmp_path, monkeypatch, capsys):
+    """A damaged run is failed, one that a killed sweep has left is waited for, the others run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("common.sweep.subprocess.Popen", FakeProcess)
+    damaged, alive, fresh = (Path(f"out/seed{seed}") for seed in range(3))
+    (damaged / "checkpoints").mkdir(parents=True)
+    (damaged / "checkpoints" / "iteration-000000003.ckpt").write_text("nonsense")
+    alive.mkdir()
+    lock = open(alive / ".lock", "w")  # noqa: SIM115
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    naps = []
+
+    def sleep(seconds):
+        naps.append((alive / "started").exists())
+        if len(naps) == 5:
+            lock.close()
+
+    monkeypatch.setattr("common.sweep.time.sleep", sleep)
+    rows = sweep(SCRIPT, {"seed": range(3)}, out="out", flags=TINY, jobs=3)
+    assert naps == [False] * 5 + [True]
+    out = capsys.readouterr().out
+    assert "3 runs, 2 to do" in out
+    assert "out/seed1 still runs: waiting for it" in out
+    assert "out/seed0 failed: no good checkpoint in out/seed0/checkpoints: " in out
+    assert [row["status"] for row in rows] == ["failed"] * 3  # nothing was trained
+    assert (fresh / "started").exists()
+    assert not (damaged / "started").exists()
 
 
 @pytest.mark.slow
