@@ -186,10 +186,10 @@ def run(
         if not goes_on:
             logger.log(f"Logged to {folder}")
         at_end.close()  # what is shown now belongs to no log, and signals end it
-        play.show(args, pi, make_env, folder=folder)
+        is_shown = play.show(args, pi, make_env, folder=folder)
         if goes_on:
             logger.log(f"Logged to {folder}")
-        if not is_saved:
+        if not (is_saved and is_shown):
             sys.exit(1)  # training is done, but what it gave is not there
 
 
@@ -326,8 +326,8 @@ def show_untrained(
     pi = policy_fn("pi", env.observation_space, env.action_space)
     env.close()
     is_saved = save_policy(args, pi)
-    play.show(args, pi, make_env, folder=None)
-    if not is_saved:
+    is_shown = play.show(args, pi, make_env, folder=None)
+    if not (is_saved and is_shown):
         sys.exit(1)
 
 

@@ -1,6 +1,7 @@
 """Sweeps, with the real script."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.checkpoint import checkpoint_files
-from common.sweep import main, make_jobs, sweep, telling_line, values_of
+from common.sweep import look, main, make_jobs, sweep, telling_line, values_of
 from tests.ranks import ROOT, rank_environment
 from tests.test_resume import assert_equal
 
@@ -31,6 +32,18 @@ def summary(out):
 def test_values():
     assert values_of("0-3,7") == ["0", "1", "2", "3", "7"]
     assert values_of("Hopper-v4,ALE/Pong-v5") == ["Hopper-v4", "ALE/Pong-v5"]
+    one, two = '{"a": 1, "b": "x,y"}', '{"a": 2}'
+    assert values_of(f"{one},{two}") == [one, two]
+
+
+def test_a_json_object_is_a_flag_as_any_other():
+    given = {"env": ["Pendulum-v1"], "env-kwargs": ['{"g": 1.5}', '{"g": 2, "a": 1}']}
+    for job in make_jobs(SCRIPT, given, Path("out"), []):
+        look(job, SCRIPT)
+        assert job.args.env_kwargs == json.loads(job.values["env_kwargs"])
+    (job,) = make_jobs(SCRIPT, {}, Path("out"), ["--env-kwargs", '{"a": {"b": 1}, "c": 2}'])
+    look(job, SCRIPT)
+    assert job.args.env_kwargs == {"a": {"b": 1}, "c": 2}
 
 
 def test_folders():
@@ -64,6 +77,7 @@ def test_the_line_that_tells():
         (f"{SCRIPT} --out out --gama 0.9", "seed0: unrecognized arguments: --gama 0.9; did you me"),
         (f"{SCRIPT} --out out --hid-size 8,x", "hid-sizex/seed0: argument --hid-size: need a whol"),
         (f"{SCRIPT} --out out -- --num-timesteps 5 --max-iters 5", "seed0: give one limit, not bo"),
+        (SCRIPT + ' --out out --env-kwargs {"a":{"b":1},"c":2}', "-kwargs: need a JSON object, su"),
         (f"{SCRIPT} --out out --env Hoper-v4", "unknown environment 'Hoper-v4'; did you mean Hop"),
         (f"{SCRIPT} --out out -- --num-timesteps 0 --save-path x", "seed0: nothing to train; a sw"),
         (f"{SCRIPT} --out out --seed 0,1 -- --save-path x", "--save-path x: several runs would wr"),
