@@ -74,10 +74,14 @@ def make_env(
     rank = MPI.COMM_WORLD.Get_rank()
     seed = offset_seed(seed, rank=rank, stride=10000)
     set_global_seeds(seed)
-    game = cmd_util.monitored(make_atari(args.env, render_mode=render_mode), rank)
-    env = wrap_deepmind(game, clip_rewards=args.clip_rewards)
+    options = cmd_util.env_options(args)
+    kwargs, limit = options["env_kwargs"], options["max_episode_steps"]
+    with cmd_util.naming_kwargs(args.env, kwargs):
+        game = make_atari(args.env, limit, render_mode=render_mode, **(kwargs or {}))
+    env = wrap_deepmind(cmd_util.monitored(game, rank), clip_rewards=args.clip_rewards)
     if args.frame_stack != 1:
         env = FrameStack(env, args.frame_stack)
+    cmd_util.seed_generators(env, seed)
     env.reset(seed=seed)  # later resets go on from here
     env.action_space.seed(seed)
     return env

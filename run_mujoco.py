@@ -65,12 +65,13 @@ def arg_parser() -> cmd_util.ArgumentParser:
 
 def make_env(args: argparse.Namespace, seed: int | None, render_mode: str | None = None) -> gym.Env:
     """Return this rank's environment, seeding this rank by the job's `seed`; None seeds nothing."""
+    options = {**cmd_util.env_options(args), "render_mode": render_mode}
     if args.preset == "robotics":
         rank = MPI.COMM_WORLD.Get_rank()
         seed = offset_seed(seed, rank=rank, stride=10000)
-        env = cmd_util.make_robotics_env(args.env, seed, rank=rank, render_mode=render_mode)
+        env = cmd_util.make_robotics_env(args.env, seed, rank=rank, **options)
         return cmd_util.scale_rewards(env, args.reward_scale)
-    return cmd_util.make_mujoco_env(args.env, seed, args.reward_scale, render_mode=render_mode)
+    return cmd_util.make_mujoco_env(args.env, seed, args.reward_scale, **options)
 
 
 def make_policy(

@@ -30,7 +30,11 @@ Step = tuple[Any, float, bool, bool, dict[str, Any]]
 
 
 def make_atari(
-    env_id: str, max_episode_steps: int | None = None, *, render_mode: str | None = "rgb_array"
+    env_id: str,
+    max_episode_steps: int | None = None,
+    *,
+    render_mode: str | None = "rgb_array",
+    **kwargs: Any,
 ) -> gym.Env:
     """Return the game with no-op starts and actions held for four frames.
 
@@ -41,6 +45,7 @@ def make_atari(
         env_id: a NoFrameskip environment, such as PongNoFrameskip-v4.
         max_episode_steps: a tighter limit, in timesteps; None sets none.
         render_mode: as in `gym.make`; the default costs nothing until `render` is called.
+        kwargs: further ones of the game, such as `mode` and `difficulty`.
 
     Raises:
         ValueError: if `env_id` skips frames by itself.
@@ -61,6 +66,7 @@ def make_atari(
         render_mode=render_mode,
         obs_type="ram",  # cheap and unused: MaxAndSkipEnv reads the two screens that it needs
         max_num_frames_per_episode=300_000 if "SpaceInvaders" in env_id else 400_000,
+        **kwargs,
     )
     emulator: Any = env.unwrapped
     env = MaxAndSkipEnv(NoopResetEnv(env, noop_max=30), skip=4, ale=emulator.ale)

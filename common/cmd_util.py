@@ -10,24 +10,27 @@ import contextlib
 import difflib
 import importlib
 import io
+import json
 import math
 import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import gymnasium as gym
+import numpy as np
+from gymnasium.utils import seeding
 from mpi4py import MPI
 
 from common import logger
 from common.checkpoint import CheckpointError, checkpoint_files, read_run, run_folder
 from common.files import FolderLock, absolute_path, folder_path
 from common.misc_util import set_global_seeds
-from common.monitor import Monitor
+from common.monitor import OLD_API, Monitor, is_being_written
 from common.mpi_util import offset_seed
 from common.policy_file import SavedPolicy, read_policy
 
@@ -44,6 +47,8 @@ FREE_ARGUMENTS = PROCESS_ARGUMENTS | {
 }  # fmt: skip
 LOCK_SECONDS = 10.0  # that a resumed run waits for another in its folder, which may be ending
 LIMITS = ("num_timesteps", "max_episodes", "max_iters", "max_seconds")
+# How the environment of --env is made; of no use for another one.
+ENV_OPTIONS = ("max_episode_steps", "env_kwargs", "clip_actions")
 
 # Environments whose old versions no longer run, and what stands in for those. The -v4 have the
 # dynamics of -v2 on today's MuJoCo; Pusher-v4 alone needs a MuJoCo below 3.
@@ -188,6 +193,15 @@ def resume_path(text: str) -> str:
     return absolute_path(text) if text else text
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """Return what a JSON object holds."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        if isinstance(value, dict):
+            return value
+    raise argparse.ArgumentTypeError(f"""need a JSON object, such as '{{"a": 1}}', got {text!r}""")
+
+
 def log_formats(text: str) -> list[str]:
     """Return the formats in a comma-separated text."""
     formats = [name.strip() for name in text.split(",") if name.strip()]
@@ -207,8 +221,12 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
         add_help=False,
     )
     run = parser.add_argument_group("run")
-    run.add_argument("-h", "--help", action="help", help="show this and exit")
+    run.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     run.add_argument("--env", "--env-id", default=env, metavar="ID", help="id, or package:id")
+    run.add_argument("--env-kwargs", type=json_object, metavar="JSON",
+                     help="its arguments, such as '{\"a\": 1}'")  # fmt: skip
+    run.add_argument("--max-episode-steps", type=positive_whole_number, metavar="N",
+                     help="cut an episode after N timesteps")  # fmt: skip
     run.add_argument("--seed", type=seed_number, metavar="N", help="drawn and printed if not given")
     run.add_argument("--num-procs", type=positive_whole_number, metavar="N",
                      help="start N ranks with mpirun")  # fmt: skip
@@ -266,6 +284,8 @@ def _arg_parser(*, env: str, num_timesteps: int) -> tuple[ArgumentParser, Any]:
 def mujoco_arg_parser() -> ArgumentParser:
     """Return a parser of --env, --seed, --reward-scale, the limits of a run, and its logs."""
     parser, run = _arg_parser(env="Reacher-v4", num_timesteps=1_000_000)
+    run.add_argument("--clip-actions", action=argparse.BooleanOptionalAction,
+                     help="play actions clipped to their bounds")  # fmt: skip
     run.add_argument("--reward-scale", type=positive_number, default=1.0, metavar="X",
                      help="factor on the rewards learned from")  # fmt: skip
     return parser
@@ -452,7 +472,12 @@ def _read_policy(
             f"{path} is a policy of {env}, preset {preset}: "
             f"with --preset {known.preset}, give --env"
         )
-    return saved, saved.settings
+    settings = dict(saved.settings)
+    try:
+        saved.check_env(known.env or env)
+    except ValueError:  # another environment has arguments and limits of its own
+        settings = {name: settings[name] for name in settings if name not in ENV_OPTIONS}
+    return saved, settings
 
 
 def _take_saved_arguments(
@@ -599,31 +624,97 @@ def _import_provider(module: str, env_id: str) -> None:
         raise ValueError(f"environment {env_id!r}: {describe(error)}") from error
 
 
-def make_plain_env(env_id: str, render_mode: str | None = None) -> gym.Env:
+def make_plain_env(
+    env_id: str,
+    render_mode: str | None = None,
+    *,
+    max_episode_steps: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    clip_actions: bool | None = None,
+) -> gym.Env:
     """Return the environment without Gymnasium's checkers, which cost time at every step.
 
     Args:
         env_id: as `resolve_env_id` takes it.
         render_mode: "rgb_array", "human" or None.
+        max_episode_steps: truncate episodes there, in place of the environment's own limit.
+        env_kwargs: arguments for the environment's constructor.
+        clip_actions: let the environment see actions clipped to their Box. The policy keeps what
+            it sampled: the action space shown to it has no bounds. Other spaces need no clipping.
 
     Raises:
-        ValueError: as `resolve_env_id`, and if a package that the environment needs is missing.
+        ValueError: as `resolve_env_id`, if a package that the environment needs is missing, for
+            arguments that it does not take, and if it is not one environment of Gymnasium's API.
     """
     env_id = resolve_env_id(env_id)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), naming_kwargs(env_id, env_kwargs):
         # The -v4 are what baselines' results were measured on; that there is a -v5 is no news.
         warnings.filterwarnings("ignore", message=".*out of date.*")
         try:
             mode: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-            return gym.make(env_id, disable_env_checker=True, **mode)
+            env = gym.make(env_id, max_episode_steps=max_episode_steps, disable_env_checker=True,
+                           **mode, **(env_kwargs or {}))  # fmt: skip
         except gym.error.DependencyNotInstalled as error:
             raise ValueError(f"environment {env_id!r}: {error}") from error
+        except TypeError as error:
+            if "gymnasium.Env" not in str(error):  # then it is the constructor's
+                raise
+            raise ValueError(
+                f"environment {env_id!r} is none for ppo1, which needs a single one with "
+                f"Gymnasium's API (not a vector, not old gym's): {str(error).partition('. ')[0]}"
+            ) from error
+    _check_interface(env, env_id)
+    if clip_actions and isinstance(env.action_space, gym.spaces.Box):
+        env = gym.wrappers.ClipAction(env)
+    return env
+
+
+@contextlib.contextmanager
+def naming_kwargs(env_id: str, env_kwargs: Mapping[str, Any] | None) -> Iterator[None]:
+    """Name --env-kwargs, if there are any, in the exception of an environment that is made."""
+    try:
+        yield
+    except Exception as error:
+        if not env_kwargs:
+            raise
+        given = f"--env-kwargs {json.dumps(env_kwargs)}"
+        raise ValueError(f"environment {env_id!r} with {given}: {describe(error)}") from error
+
+
+def _check_interface(env: gym.Env, env_id: str) -> None:
+    """Raise ValueError, naming what differs, if `env` is not one environment of Gymnasium's API."""
+    plain: Any = env.unwrapped
+    if isinstance(getattr(plain, "num_envs", None), int):
+        raise ValueError(
+            f"environment {env_id!r} is a vector environment, of {plain.num_envs} copies: need a "
+            "single one; every rank of `mpirun -np N` plays a copy"
+        )
+    for name in ("observation_space", "action_space"):
+        kind = type(getattr(env, name))
+        if not issubclass(kind, gym.Space):
+            raise ValueError(
+                f"environment {env_id!r}: {name} is a {kind.__module__}.{kind.__qualname__}, not "
+                "one of gymnasium.spaces; old gym's do not fit"
+            )
+
+
+def env_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments that say how the environment is made; None where there is none."""
+    return {name: getattr(args, name, None) for name in ENV_OPTIONS}
 
 
 def make_mujoco_env(
-    env_id: str, seed: int | None, reward_scale: float = 1.0, *, render_mode: str | None = None
+    env_id: str,
+    seed: int | None,
+    reward_scale: float = 1.0,
+    *,
+    render_mode: str | None = None,
+    **options: Any,
 ) -> gym.Env:
     """Return this rank's environment, monitored, and seed all generators of this rank.
+
+    Of several in one process, the first writes the monitor file of the run's folder, until it is
+    closed; the others, made to evaluate for example, write none, and a line says so.
 
     Args:
         env_id: of a MuJoCo environment, or any other; observations that are no Box (Dict, Tuple,
@@ -631,6 +722,7 @@ def make_mujoco_env(
         seed: the job's; this rank's is seed + 1000 * rank. None seeds nothing.
         reward_scale: multiplies the rewards outside the monitor, whose files keep the raw ones.
         render_mode: as in `gym.make`.
+        options: more of `make_plain_env`'s.
 
     Differs: baselines gives every rank's environment the same seed.
 
@@ -639,14 +731,13 @@ def make_mujoco_env(
     """
     rank = MPI.COMM_WORLD.Get_rank()
     seed = offset_seed(seed, rank=rank, stride=1000)
-    env = make_plain_env(env_id, render_mode)
+    env = _make_seeded(env_id, seed, render_mode, options)
     space = env.observation_space
     if not isinstance(space, gym.spaces.Box):
         if not space.is_np_flattenable:
             raise ValueError(f"unsupported observation space {space}: it has no fixed size")
         env = gym.wrappers.FlattenObservation(env)
-    env = _seed_and_monitor(env, seed, rank, info_keywords=())
-    return scale_rewards(env, reward_scale)
+    return scale_rewards(monitored(env, rank), reward_scale)
 
 
 def scale_rewards(env: gym.Env, scale: float) -> gym.Env:
@@ -657,7 +748,12 @@ def scale_rewards(env: gym.Env, scale: float) -> gym.Env:
 
 
 def make_robotics_env(
-    env_id: str, seed: int | None, rank: int = 0, *, render_mode: str | None = None
+    env_id: str,
+    seed: int | None,
+    rank: int = 0,
+    *,
+    render_mode: str | None = None,
+    **options: Any,
 ) -> gym.Env:
     """Return a goal environment as vectors of `desired_goal` then `observation`, monitored.
 
@@ -666,11 +762,12 @@ def make_robotics_env(
         seed: this rank's own, to which nothing is added.
         rank: names the monitor's file, which has a column `is_success`.
         render_mode: as in `gym.make`.
+        options: more of `make_plain_env`'s.
 
     Raises:
         ValueError: as `make_plain_env`, and for an environment without goals.
     """
-    env = make_plain_env(env_id, render_mode)
+    env = _make_seeded(env_id, seed, render_mode, options)
     keys = ["observation", "desired_goal"]
     space = env.observation_space
     if not (isinstance(space, gym.spaces.Dict) and set(keys) <= set(space)):
@@ -679,21 +776,70 @@ def make_robotics_env(
             f"{' and '.join(map(repr, keys))}, got {space}"
         )
     env = gym.wrappers.FlattenObservation(gym.wrappers.FilterObservation(env, keys))
-    return _seed_and_monitor(env, seed, rank, info_keywords=("is_success",))
+    return monitored(env, rank, info_keywords=("is_success",))
 
 
-def _seed_and_monitor(
-    env: gym.Env, seed: int | None, rank: int, *, info_keywords: tuple[str, ...]
+def _make_seeded(
+    env_id: str, seed: int | None, render_mode: str | None, options: Mapping[str, Any]
 ) -> gym.Env:
+    """Return a plain environment, reset once, and seed all generators of this rank."""
+    set_global_seeds(seed)  # its constructor may draw
+    env = make_plain_env(env_id, render_mode, **options)
     set_global_seeds(seed)
-    env.reset(seed=seed)  # later resets go on from here
+    seed_generators(env, seed)
+    try:
+        result: Any = env.reset(seed=seed)  # later resets go on from here
+    except TypeError as error:
+        missing = re.search(r"unexpected keyword argument '(seed|options)'", str(error))
+        if not missing:
+            raise
+        what = f"reset takes no {missing[1]}"
+        raise ValueError(f"environment {env_id!r}: {what}: {OLD_API}") from error
+    if not (isinstance(result, tuple | list) and len(result) == 2):
+        raise ValueError(f"environment {env_id!r}: reset returns no pair: {OLD_API}")
     env.action_space.seed(seed)
-    return monitored(env, rank, info_keywords=info_keywords)
+    return env
+
+
+def seed_generators(env: gym.Env, seed: int | None) -> None:
+    """Seed what `env.reset(seed=seed)` may leave unseeded; None seeds nothing.
+
+    That is every space that `env` or a wrapper holds, since the environment may sample from it, and
+    `np_random`, for an environment whose `reset` forgets its seed. Action spaces get `seed` itself;
+    the others get a number for each name: spaces that are alike must not give the same samples.
+    """
+    if seed is None:
+        return
+    plain: Any = env.unwrapped
+    if getattr(type(plain), "np_random", None) is gym.Env.np_random:
+        plain.np_random = seeding.np_random(seed)[0]
+    layer: Any = env
+    while layer is not None:
+        held = {
+            name: space
+            for kind in reversed(type(layer).__mro__)
+            for name, space in vars(kind).items()
+        }
+        for name, space in {**held, **vars(layer)}.items():
+            if isinstance(space, gym.Space):
+                own = np.random.SeedSequence([seed, *name.encode()]).generate_state(1)
+                space.seed(int(own[0]))
+        layer.action_space.seed(seed)
+        layer = layer.env if isinstance(layer, gym.Wrapper) else None
 
 
 def monitored(env: gym.Env, rank: int, *, info_keywords: tuple[str, ...] = ()) -> Monitor:
-    """Return `env` under a monitor that writes RANK.monitor.csv in the run's folder, if any."""
+    """Return `env` under a monitor that writes RANK.monitor.csv in the run's folder, if any.
+
+    While another environment of this process writes that file, it is left to that one.
+    """
     folder = logger.get_dir()
     path = os.path.join(folder, str(rank)) if folder else None
+    if path and is_being_written(path):
+        logger.warn(
+            f"{path}.{Monitor.EXT} is another environment's, made before and not closed: the "
+            "episodes of this one go to no file"
+        )
+        path = None
     return Monitor(env, path, allow_early_resets=True, info_keywords=info_keywords,
                    append=logger.is_appending())  # fmt: skip

@@ -3,9 +3,9 @@
 A wrapper or environment of your own takes part by two methods: `checkpoint_state()` returns all
 that decides what it does next as plain data, or None if that cannot be told just now, and
 `restore_checkpoint_state(state)` brings another object, built alike, there. A wrapper answers for
-itself, not for what it wraps; an environment answers for its `np_random` too. `mujoco_state` and
-`set_mujoco_state` do the work for an environment on MuJoCo. (MujocoEnv has a `set_state` of
-another meaning.)
+itself, not for what it wraps; an environment answers for its `np_random` too, and for the spaces
+that it samples from. `mujoco_state` and `set_mujoco_state` do the work for an environment on
+MuJoCo. (MujocoEnv has a `set_state` of another meaning.)
 
 Plain data are dicts with strings as keys, lists, strings, numbers, bytes, None and NumPy arrays;
 tuples become lists. Here and there arrays are copied.

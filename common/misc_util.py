@@ -46,13 +46,14 @@ def set_global_seeds(seed: int | None) -> None:
 
 @contextlib.contextmanager
 def undisturbed_generators() -> Iterator[None]:
-    """Put NumPy's and torch's global states back, after a block that draws from them."""
-    state = np.random.get_state()
+    """Put the global states of `random`, NumPy and torch back, after a block that draws there."""
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
-        np.random.set_state(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def usable_cores() -> int:

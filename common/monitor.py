@@ -8,6 +8,8 @@ Differs:
 - Gymnasium's API: a truncated episode is over too, and `reset_keywords` are looked up among
   `reset`'s `options` as well.
 - A resumed run continues its file: `truncate_monitor_file`, then `append`.
+- A file that another Monitor of this process writes is refused.
+- A reward may be one number in any wrapping; an `info` that is no dict is replaced by one.
 - `load_results` names the file and line of what it cannot read, warns of what it leaves out (a
   last row cut short, a file without a whole header), and adds no `index` column; the JSON files
   of baselines' first releases are not read.
@@ -21,16 +23,26 @@ import itertools
 import json
 import os
 import time
+import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import gymnasium as gym
+import numpy as np
 
 from common.files import no_link
 
 if TYPE_CHECKING:
     import pandas
+
+
+OLD_API = (
+    "that is old gym's API; with Gymnasium's, reset(seed=..., options=...) returns observation and "
+    "info, and step(action) returns observation, reward, terminated, truncated and info"
+)
+_files: "weakref.WeakSet[TextIO]" = weakref.WeakSet()  # of this process's Monitors
 
 
 class LoadMonitorResultsError(Exception):
@@ -82,7 +94,8 @@ class Monitor(gym.Wrapper):
             append: continue a file that is there; `t` then counts from its `t_start`.
 
         Raises:
-            ValueError: if the file to continue is not a monitor file, or has other columns.
+            ValueError: if another Monitor of this process is writing the file; if the file to
+                continue is not a monitor file, or has other columns.
         """
         super().__init__(env)
         self.allow_early_resets = allow_early_resets
@@ -130,14 +143,22 @@ class Monitor(gym.Wrapper):
         Raises:
             RuntimeError: before the first reset, and after an episode's end.
             KeyError: if one of `info_keywords` is missing from an episode's last `info`.
+            ValueError: for a reward that is no number, and for a step of old gym's API.
         """
         if self.needs_reset:
             raise RuntimeError("tried to step an environment that needs a reset first")
-        ob, reward, terminated, truncated, info = self.env.step(action)
-        self.running_return += float(reward)  # a Python float, whatever the reward's dtype
+        try:
+            ob, reward, terminated, truncated, info = self.env.step(action)
+        except ValueError as error:
+            if _is_old_step(error):
+                raise ValueError(f"the environment's step returns 4 values: {OLD_API}") from error
+            raise
+        reward = _as_number(reward)
+        self.running_return += reward
         self.running_length += 1
         self.total_steps += 1
         if terminated or truncated:
+            info = info if isinstance(info, dict) else {}
             self._end_episode(info)
         return ob, reward, terminated, truncated, info
 
@@ -175,6 +196,11 @@ class Monitor(gym.Wrapper):
         self.tstart = time.time() - state["elapsed"]
 
     def _open_file(self, path: str, append: bool) -> None:
+        if is_being_written(path):
+            raise ValueError(
+                f"another Monitor of this process is writing {path}: close it first, or give "
+                "another name"
+            )
         columns = ["r", "l", "t", *self.reset_keywords, *self.info_keywords]
         header = None
         if append:
@@ -183,6 +209,7 @@ class Monitor(gym.Wrapper):
         self._file = open(  # noqa: SIM115
             path, "a" if header else "w", encoding="utf-8", newline="", opener=no_link
         )
+        _files.add(self._file)
         self._writer = csv.DictWriter(self._file, fieldnames=columns, lineterminator="\n")
         if header:
             self.tstart = header["t_start"]
@@ -226,6 +253,19 @@ class Monitor(gym.Wrapper):
             self._file = None
             with contextlib.suppress(OSError):  # it would like to flush
                 file.close()
+
+
+def is_being_written(filename: str | os.PathLike[str]) -> bool:
+    """Return whether an open Monitor of this process writes the file, under any name of it.
+
+    Args:
+        filename: as Monitor's.
+    """
+    try:
+        there = os.stat(_monitor_file(filename))
+    except OSError:  # there is none; one that was deleted meanwhile is nobody's
+        return False
+    return any(os.path.samestat(there, os.fstat(x.fileno())) for x in _files if not x.closed)
 
 
 def truncate_monitor_file(filename: str | os.PathLike[str], rows: int | None = None) -> int:
@@ -333,6 +373,28 @@ def _read_file(path: str) -> "tuple[dict[str, Any], pandas.DataFrame] | None":
     text = io.StringIO("".join(lines[1:]))
     # Python's float, because older pandas' own parser may miss the last digit.
     return header, pandas.read_csv(text, converters={"r": float, "t": float})
+
+
+def _as_number(reward: Any) -> float:
+    """Return a reward as a Python float, whatever its type: an array or a list may hold it.
+
+    Raises:
+        ValueError: if it is not one number.
+    """
+    try:
+        return float(reward)
+    except (TypeError, ValueError) as error:
+        array = np.asarray(reward)
+        if array.size == 1 and array.dtype.kind in "biuf":
+            return float(array.item())
+        raise ValueError(f"the reward must be one number, got {reward!r:.200}") from error
+
+
+def _is_old_step(error: ValueError) -> bool:
+    """Return whether a wrapper was given the four values of old gym's `step` to unpack."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    is_of_wrapper = isinstance(frame.f_locals.get("self"), gym.Wrapper)
+    return is_of_wrapper and "expected 5, got 4" in str(error)
 
 
 def _monitor_file(filename: str | os.PathLike[str]) -> str:

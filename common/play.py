@@ -1,8 +1,9 @@
 """A trained policy at work: evaluated, recorded to a video, shown in a window.
 
 An episode is what Monitor counts: a whole game, its rewards neither clipped nor scaled. Episode i
-begins with `env.reset(seed=seed + i)`, and the action noise is seeded by the same number, so that
-an episode is the same on whichever rank it is played, and in a video.
+begins with `env.reset(seed=seed + i)`. The action noise, the environment's spaces and the global
+generators are seeded by the same number, so that an episode is the same on whichever rank it is
+played, and in a video.
 """
 
 import argparse
@@ -23,16 +24,17 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import torch
 from mpi4py import MPI
 
 from common import logger
+from common.cmd_util import seed_generators
 from common.console_util import fmt_row
-from common.misc_util import counted
+from common.misc_util import counted, set_global_seeds, undisturbed_generators
 from common.monitor import Monitor, find_monitor
-from common.mpi_util import wait_for_all
+from common.mpi_util import CollectiveError, wait_for_all
 
 MAX_VIDEO_STEPS = 3000  # of one episode, where no number is asked for
+MAX_EVALUATION_STEPS = 100_000  # of an episode without a limit of its own; Atari's are that long
 # A GIF counts hundredths of a second, and viewers slow down what is below two of them.
 MAX_FPS = {".mp4": 60, ".gif": 50}
 MUJOCO_GL = ("egl", "osmesa")
@@ -41,6 +43,10 @@ GL_TEST = (
     "context.make_current();"
     "mujoco.MjrContext(mujoco.MjModel.from_xml_string('<mujoco/>'), mujoco.mjtFontScale(150))"
 )
+
+
+class EndlessEpisode(CollectiveError):
+    """An evaluation that cannot be finished, since an episode of it does not end."""
 
 
 class Evaluation(NamedTuple):
@@ -78,24 +84,42 @@ def evaluate(
 
     Args:
         pi: the policy, the same on all ranks.
-        env: this rank's environment; if it has no Monitor, its own rewards and ends count.
+        env: this rank's environment; if it has no Monitor, its own rewards and ends count. An
+            episode has MAX_EVALUATION_STEPS to end, or its `spec.max_episode_steps` if those are
+            more.
         episodes: how many over all ranks, at least 1.
         seed: of the first episode.
         deterministic: take the likeliest action rather than a sample.
         comm: the ranks; None is COMM_WORLD.
 
     Collective: every rank must call it.
+
+    Raises:
+        EndlessEpisode: on all ranks, naming the first episode that did not end.
     """
     comm = MPI.COMM_WORLD if comm is None else comm
     env = _monitored(env)
-    own = {
-        number: play_episode(pi, env, seed=seed + number, deterministic=deterministic)
-        for number in range(comm.Get_rank(), episodes, comm.Get_size())
-    }
+    monitor: Any = find_monitor(env)
+    limit = max(getattr(env.spec, "max_episode_steps", None) or 0, MAX_EVALUATION_STEPS)
+    own: dict[int, Any] = {}
+    for number in range(comm.Get_rank(), episodes, comm.Get_size()):
+        games = len(monitor.episode_lengths)
+        own[number] = play_episode(
+            pi, env, seed=seed + number, deterministic=deterministic, max_steps=limit
+        )
+        if len(monitor.episode_lengths) == games:
+            own[number] = None  # and there is no evaluation
+            break
     wait_for_all(comm)
     results: dict[int, Any] = {}
     for part in comm.allgather(own):
         results |= part
+    endless = [number for number in sorted(results) if results[number] is None]
+    if endless:
+        raise EndlessEpisode(
+            f"episode {endless[0]}, from seed {seed + endless[0]}, has not ended after {limit} "
+            "steps: limit episodes by --max-episode-steps N"
+        )
     returns, lengths = zip(*(results[number] for number in range(episodes)), strict=True)
     return Evaluation(list(returns), list(lengths))
 
@@ -114,13 +138,13 @@ def play_episode(
     Args:
         pi: the policy.
         env: with a Monitor. An end that is none to it, as of a life, is followed by a reset.
-        seed: of the environment's reset and of the action noise.
+        seed: of the environment's reset, of all else that it draws from, and of the action noise.
         deterministic: take the likeliest action rather than a sample.
         max_steps: leave the game after so many steps.
         is_over: asked after each step whether to leave the game.
     """
     monitor: Any = find_monitor(env)
-    with _seeded(pi, seed):
+    with _seeded(pi, env, seed):
         ob, _ = env.reset(seed=seed % 2**32)
         games, steps = len(monitor.episode_lengths), 0
         while steps < max_steps and not is_over():
@@ -323,7 +347,7 @@ def find_renderer() -> str:
 
 
 def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | None) -> bool:
-    """Do what --evaluate, --video and --play ask for; return False if results were not written.
+    """Do what --evaluate, --video and --play ask for; return whether all of it could be done.
 
     Args:
         args: of the command line.
@@ -335,12 +359,23 @@ def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | 
     """
     options = {"seed": args.seed, "deterministic": args.deterministic}
     is_root = MPI.COMM_WORLD.Get_rank() == 0
+    results = None
     is_written = True
+
+    def make(**mode: str) -> gym.Env:
+        with undisturbed_generators():  # what the constructor draws is the same on all ranks
+            set_global_seeds(args.seed)
+            return make_env(args, None, **mode)
+
     if args.evaluate:
-        with closing(make_env(args, None)) as env:
+        with closing(make()) as env:
             start = time.monotonic()
-            results = evaluate(pi, env, args.evaluate, **options)
+            try:
+                results = evaluate(pi, env, args.evaluate, **options)
+            except EndlessEpisode as error:
+                logger.warn(f"WARNING: no evaluation of {args.env}: {error}")
             seconds = time.monotonic() - start
+    if results is not None:
         manner = "deterministic" if args.deterministic else "sampled"
         logger.log(
             f"{counted(args.evaluate, 'episode')} of {args.env}, {manner}, from seed {args.seed}, "
@@ -357,7 +392,7 @@ def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | 
                 is_written = False
     if args.video:
         if is_root:
-            with closing(make_env(args, None, render_mode="rgb_array")) as env:
+            with closing(make(render_mode="rgb_array")) as env:
                 frames = record(pi, env, Path(args.video), steps=args.video_steps, **options)
             logger.log(f"Wrote {args.video}: {counted(frames, 'frame')}")
         wait_for_all(MPI.COMM_WORLD)
@@ -365,10 +400,10 @@ def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | 
         with contextlib.suppress(KeyboardInterrupt):
             if is_root:
                 logger.log("Playing until the window is closed, or Ctrl-C")
-                with closing(make_env(args, None, render_mode="human")) as env:
+                with closing(make(render_mode="human")) as env:
                     play(pi, env, **options)
             wait_for_all(MPI.COMM_WORLD)
-    return is_written
+    return is_written and (results is not None or not args.evaluate)
 
 
 @contextlib.contextmanager
@@ -484,11 +519,12 @@ def _monitored(env: gym.Env) -> gym.Env:
 
 
 @contextlib.contextmanager
-def _seeded(pi: Any, seed: int) -> Iterator[None]:
-    """Seed the action noise, the policy's own or torch's, and put back what was there."""
+def _seeded(pi: Any, env: gym.Env, seed: int) -> Iterator[None]:
+    """Seed all that an episode draws from; put the policy's noise and the global states back."""
     previous = getattr(pi, "rng", None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with undisturbed_generators():
+        set_global_seeds(seed % 2**32)
+        seed_generators(env, seed % 2**32)
         if previous is not None:
             pi.rng = np.random.default_rng([1, seed])  # not the stream that the environment has
         try:

@@ -33,7 +33,10 @@ from common.checkpoint import (
 from common.torch_util import FlatLayout
 
 # What of a run's arguments makes its environment and its network.
-SETTINGS = ("preset", "env", "hid_size", "num_hid_layers", "kind", "frame_stack")
+SETTINGS = (
+    "preset", "env", "hid_size", "num_hid_layers", "kind", "frame_stack", "env_kwargs",
+    "max_episode_steps", "clip_actions",
+)  # fmt: skip
 
 
 class SavedPolicy(NamedTuple):

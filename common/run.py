@@ -206,10 +206,10 @@ def run(
         if not goes_on:
             logger.log(f"Logged to {folder}")
         at_end.close()  # what is shown now belongs to no log, and signals end it
-        is_saved &= play.show(args, pi, make_watched_env, folder=folder)
+        is_shown = play.show(args, pi, make_watched_env, folder=folder)
         if goes_on:
             logger.log(f"Logged to {folder}")
-        if not is_saved:
+        if not (is_saved and is_shown):
             sys.exit(1)  # training is done, but what it gave is not there
 
 
@@ -424,7 +424,8 @@ def show_untrained(
     with play.closing(make_env(args, args.seed)) as env:
         pi = policy_fn("pi", env.observation_space, env.action_space)
     is_saved = save_policy(args, pi)
-    if not (play.show(args, pi, make_env, folder=None) and is_saved):
+    is_shown = play.show(args, pi, make_env, folder=None)
+    if not (is_saved and is_shown):
         sys.exit(1)
 
 

@@ -365,9 +365,12 @@ def write_summary(path: Path, runs: Sequence[Job]) -> None:
 
 
 def values_of(text: str) -> list[str]:
-    """Return the values in a comma-separated text, where 0-4 is 0,1,2,3,4."""
+    """Return the values in a comma-separated text, where 0-4 is 0,1,2,3,4.
+
+    A JSON object, of --env-kwargs, keeps its commas, unless it holds another one.
+    """
     values = []
-    for part in filter(None, text.split(",")):
+    for part in re.findall(r"\{.*?\}(?=,|$)|[^,]+", text):
         if ends := re.fullmatch(r"(\d+)-(\d+)", part):
             values += [str(number) for number in range(int(ends[1]), int(ends[2]) + 1)]
         else:

@@ -1,6 +1,7 @@
 """Toy environments with known answers."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from mpi4py import MPI
 
@@ -202,6 +204,60 @@ class Leaving(Countdown):
         raise RuntimeError("not connected to the simulator")
 
 
+class Drawing(Countdown):
+    """Observes a number from each generator that an environment may draw from.
+
+    Its `reset` forgets the seed.
+    """
+
+    hints = spaces.Box(-1.0, 1.0, (2,), np.float64)
+
+    def __init__(self, action_space: gym.Space | None = None) -> None:
+        super().__init__(3, action_space=action_space)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (13,), np.float64)
+        self.starts = spaces.Box(-1.0, 1.0, (2,), np.float64)
+        self.parts = spaces.Dict(a=spaces.Tuple([spaces.Box(-1.0, 1.0, (2,), np.float64)]))
+        self.mass = np.random.rand()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset()
+        return self._draw(), {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        ob = self._draw()
+        return ob, float(ob.sum()), *super().step(action)[2:]
+
+    def _draw(self) -> np.ndarray:
+        globals_ = [np.random.rand(), random.random(), torch.rand(()).item(), self.mass]
+        own = [self.np_random.random(), self.action_space.sample(), self.observation_space.sample()]
+        parts = self.parts.sample()["a"][0]
+        return np.hstack([globals_, *own[:2], own[2][:1], self.starts.sample(), self.hints.sample(),
+                          parts])  # fmt: skip
+
+
+class OldAPI(gym.Env):
+    """What gym was before Gymnasium, in one of its parts."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,))
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+        if part == "spaces":
+            self.action_space = type("Box", (), {"__module__": "gym.spaces.box"})()
+        if part == "seed":
+            self.reset = lambda: np.zeros(2, np.float32)
+        if part == "vector":
+            self.num_envs = 4
+
+    def reset(self, **kwargs: Any) -> Any:
+        ob = np.zeros(2, np.float32)
+        return ob if self.part == "reset" else (ob, {})
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 1.0, True, {}
+
+
 def make_buggy() -> gym.Env:
     raise KeyError("gravity")
 
@@ -210,6 +266,12 @@ for _fault in FAULTS:
     gym.register(f"toy/{_fault}-v0", entry_point=make_faulty, kwargs={"fault": _fault})
 gym.register("toy/leaving-v0", entry_point=Leaving)
 gym.register("toy/buggy-v0", entry_point=make_buggy)
+gym.register("toy/endless-v0", entry_point=lambda: Countdown(10**9))
+gym.register("toy/drawing-v0", entry_point=Drawing)
+gym.register("toy/vectors-v0", entry_point=lambda: gym.make_vec("CartPole-v1", num_envs=2))
+for _name in ("spaces", "seed", "reset", "step", "vector"):
+    gym.register(f"toy/old-{_name}-v0", entry_point=OldAPI, kwargs={"part": _name})
+gym.register("toy/old-limit-v0", entry_point=OldAPI, kwargs={"part": ""}, max_episode_steps=9)
 for _name, _spaces in {
     "sequence": {"observation_space": spaces.Sequence(spaces.Discrete(3))},
     "dict": {

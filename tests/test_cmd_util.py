@@ -8,6 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from common import cmd_util, logger
+from common.monitor import load_results
 
 PRESETS = {
     "plain": dict(env="CartPole-v1", num_timesteps=1e3, schedule="linear", gamma=0.9),
@@ -96,6 +97,9 @@ def test_logs_go_where_the_environment_says(monkeypatch):
         ("--seed -1", "got '-1'"),
         ("--seed 1.0", "got '1.0'"),
         ("--seed 4294967296", "got '4294967296'"),
+        ("--env-kwargs 3", "argument --env-kwargs: need a JSON object, such as .*, got '3'"),
+        ("--env-kwargs {a:1}", "--env-kwargs: need a JSON object, .* got '{a:1}'"),
+        ("--max-episode-steps 0", "--max-episode-steps: need a whole number above 0, got '0'"),
         ("--log-format csv,xml", "unknown format 'xml': need some of stdout, log, csv, json"),
         ("--num-timestep 9", "unrecognized arguments: --num-timestep 9; did you mean --num-time"),
         ("--sched constant", "unrecognized arguments: --sched constant"),  # no abbreviations
@@ -295,3 +299,141 @@ def test_observations_become_vectors():
 def test_observations_without_a_fixed_size_are_refused():
     with pytest.raises(ValueError, match="unsupported observation space Sequence.*no fixed size"):
         cmd_util.make_mujoco_env("tests.envs:toy/sequence-v0", 0)
+
+
+OLD = "that is old gym's API; with Gymnasium's, reset"
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("vectors", "a single one .*not a vector.*: The environment must .*CartPoleVectorEnv'>$"),
+        ("old-vector", "is a vector environment, of 4 copies: need a single one; .*mpirun -np N"),
+        ("old-spaces", "action_space is a gym.spaces.box.Box, not one of gymnasium.spaces; old"),
+        ("old-seed", f"reset takes no seed: {OLD}"),
+        ("old-reset", f"reset returns no pair: {OLD}"),
+    ],
+)
+def test_what_is_not_one_environment_of_todays_api_gets_a_sentence(name, message):
+    with pytest.raises(ValueError, match=f"^environment 'tests.envs:toy/{name}-v0'.* {message}"):
+        cmd_util.make_mujoco_env(f"tests.envs:toy/{name}-v0", 0)
+
+
+@pytest.mark.parametrize("name", ["old-step", "old-limit"])  # the latter fails within TimeLimit
+def test_a_step_of_the_old_api_gets_a_sentence(name):
+    env = cmd_util.make_mujoco_env(f"tests.envs:toy/{name}-v0", 0)
+    env.reset()
+    with pytest.raises(ValueError, match=f"^the environment's step returns 4 values: {OLD}"):
+        env.step(np.zeros(1))
+
+
+# ---- Options of environments --------------------------------------------------------------------
+
+
+def test_arguments_of_an_environment():
+    kwargs = {"sutton_barto_reward": True}
+    args = parse("--env-kwargs", '{"sutton_barto_reward": true}', "--max-episode-steps", "3")
+    options = cmd_util.env_options(args)
+    assert options == {"max_episode_steps": 3, "env_kwargs": kwargs, "clip_actions": None}
+    env = cmd_util.make_mujoco_env(args.env, 0, **options)
+    env.reset()
+    steps = [env.step(0) for _ in range(3)]
+    assert [step[1:4] for step in steps] == [(0.0, False, i == 2) for i in range(3)]
+    assert env.episode_lengths == [3]
+
+
+def test_a_limit_takes_the_place_of_the_environments_own():
+    env = cmd_util.make_mujoco_env("Pendulum-v1", 0, max_episode_steps=300)  # its own is 200
+    env.reset()
+    lengths = [i for i in range(300) if env.step(np.zeros(1, np.float32))[3]]
+    assert lengths == [299]
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"mass": 1}, "TypeError: .*__init__.. got an unexpected keyword argument 'mass'"),
+        ({"render_mode": "holo", "max_episode_steps": 3}, "multiple values for .*'max_episode_s"),
+    ],
+)
+def test_arguments_that_an_environment_does_not_take(kwargs, message):
+    with pytest.raises(ValueError, match="^environment 'CartPole-v1' with --env-kwargs {") as error:
+        cmd_util.make_mujoco_env("CartPole-v1", 0, env_kwargs=kwargs)
+    assert re.search(message, str(error.value))
+
+
+def test_the_environment_sees_clipped_actions_and_the_policy_its_own():
+    seen = []
+    env = cmd_util.make_mujoco_env("Pendulum-v1", 0, clip_actions=True)
+    env.unwrapped.step = lambda action: (seen.append(action), np.zeros(3), 0.0, False, False, {})[
+        1:
+    ]
+    assert env.action_space == spaces.Box(-np.inf, np.inf, (1,))
+    env.reset()
+    action = np.float32([-7.5])
+    env.step(action)
+    assert (seen, action) == ([-2.0], [-7.5])
+    plain = cmd_util.make_mujoco_env("CartPole-v1", 0, clip_actions=True)
+    assert plain.action_space == spaces.Discrete(2)
+
+
+# ---- Seeds --------------------------------------------------------------------------------------
+
+
+def episodes(env, count=2):
+    """Return the observations of some episodes."""
+    obs = []
+    for _ in range(count):
+        obs.append(env.reset()[0])
+        over = False
+        while not over:
+            ob, _, over, *_ = env.step(0)
+            obs.append(ob)
+    return np.array(obs)
+
+
+def test_all_that_an_environment_draws_repeats():
+    one, again, other = (
+        episodes(cmd_util.make_mujoco_env("tests.envs:toy/drawing-v0", seed)) for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any(axis=0).all()  # each generator has its share in this
+    starts, hints, parts = one[:, 7:9], one[:, 9:11], one[:, 11:]
+    assert (starts != hints).all()  # spaces that are alike have streams of their own
+    assert (starts != parts).all()
+
+
+def test_seeding_spaces_leaves_the_other_generators_as_they_were():
+    """What was trained before spaces were seeded repeats, too."""
+    env = cmd_util.make_mujoco_env("Reacher-v5", 3)
+    plain = gym.make("Reacher-v5", disable_env_checker=True)
+    plain.reset(seed=3)
+    plain.action_space.seed(3)
+    states = [each.np_random.bit_generator.state for each in (env.unwrapped, plain.unwrapped)]
+    assert states[0] == states[1]
+    assert env.unwrapped.np_random_seed == 3
+    np.testing.assert_array_equal(env.action_space.sample(), plain.action_space.sample())
+    assert np.random.rand() == np.random.RandomState(3).rand()
+
+
+# ---- Two environments of one process ------------------------------------------------------------
+
+
+def test_a_second_environment_leaves_the_firsts_file_alone(tmp_path, capsys):
+    logger.configure(tmp_path, ["stdout"])
+    first = cmd_util.make_mujoco_env("tests.envs:toy/drawing-v0", 0)
+    episodes(first, 2)
+    second = cmd_util.make_mujoco_env("tests.envs:toy/drawing-v0", 1)
+    episodes(first, 1)
+    episodes(second, 1)
+    want = f"{tmp_path}/0.monitor.csv is another environment's, made before and not closed"
+    assert want in capsys.readouterr().out
+    assert len(second.episode_rewards) == 1
+    assert load_results(tmp_path)["r"].tolist() == [round(x, 6) for x in first.episode_rewards]
+    assert [path.name for path in tmp_path.iterdir()] == ["0.monitor.csv"]
+    first.close()
+    third = cmd_util.make_mujoco_env("tests.envs:toy/drawing-v0", 1)  # a new run, as always
+    episodes(third, 1)
+    assert len(load_results(tmp_path)) == 1
+    assert capsys.readouterr().out == ""
+    third.close()

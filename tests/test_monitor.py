@@ -346,3 +346,74 @@ def test_folder_names_are_no_patterns(tmp_path):
     folder.mkdir()
     write(folder, 0, '#{"t_start": 0.0}\nr,l,t\n1.0,10,0.5\n')
     assert load_results(folder)["l"].tolist() == [10]
+
+
+# Two of them on one file
+
+
+def test_a_file_that_another_monitor_writes_is_refused(tmp_path):
+    first = Monitor(ScriptedGame(game(1)), tmp_path / "0")
+    play(first)
+    (tmp_path / "link.monitor.csv").symlink_to("0.monitor.csv")
+    before = (tmp_path / "0.monitor.csv").read_bytes()
+    for name in ("0", "0.monitor.csv", "link"):
+        for append in (False, True):
+            with pytest.raises(ValueError, match=f"another Monitor .* is writing .*{name}.*close"):
+                Monitor(ScriptedGame(game(1)), tmp_path / name, append=append)
+    assert (tmp_path / "0.monitor.csv").read_bytes() == before
+    first.close()
+    Monitor(ScriptedGame(game(1)), tmp_path / "link").close()
+
+
+def test_a_file_that_was_deleted_is_nobodys(tmp_path):
+    first = Monitor(ScriptedGame(game(1)), tmp_path / "0")
+    (tmp_path / "0.monitor.csv").unlink()
+    second = Monitor(ScriptedGame(game(1)), tmp_path / "0")
+    play(first)
+    play(second)
+    assert len(load_results(tmp_path)) == 1
+    first.close()
+    second.close()
+
+
+# What environments return
+
+
+@pytest.mark.parametrize(
+    "reward", [2, True, np.int64(2), np.bool_(True), np.array(2.0), np.array([2.0]), [[2]], (2.0,)]
+)
+def test_one_number_in_any_wrapping_is_a_reward(reward):
+    env = Monitor(ScriptedGame(game(reward)), None)
+    env.reset()
+    number = env.step(0)[1]
+    assert type(number) is float
+    assert env.episode_rewards == [number] == [np.ravel(reward)[0]]
+
+
+@pytest.mark.parametrize("reward", [None, "much", [1.0, 2.0], np.zeros(4), [], {}, 1j, object()])
+def test_what_is_no_number_is_no_reward(reward):
+    env = Monitor(ScriptedGame(game(reward)), None)
+    env.reset()
+    with pytest.raises(ValueError, match="^the reward must be one number, got "):
+        env.step(0)
+
+
+@pytest.mark.parametrize("info", [None, [], "note"])
+def test_an_info_that_is_no_dict_is_ignored(info):
+    inner = ScriptedGame(game(1))
+    step = inner.step
+    inner.step = lambda action: (*step(action)[:4], info)
+    env = Monitor(inner, None)
+    env.reset()
+    assert set(env.step(0)[4]) == {"episode"}
+
+
+def test_an_error_of_the_environments_own_is_not_explained():
+    def fail(action):
+        raise ValueError("not enough values to unpack (expected 5, got 4)")
+
+    env = Monitor(ScriptedGame(game(1)), None)
+    env.reset()
+    env.env.step = fail
+    with pytest.raises(ValueError, match="^not enough values"):
+        env.step(0)

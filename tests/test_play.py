@@ -1,6 +1,7 @@
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from mpi4py import MPI
 from PIL import Image, ImageSequence
 
 import ppo1
@@ -113,6 +116,53 @@ def test_an_environment_without_a_monitor():
     assert second.split()[0] == "length"
     assert play.Evaluation([1.0], [1]).summary()["return"]["standard_error"] is None
     assert play.Evaluation([1.0], [1]).table().splitlines()[2].split()[4] == "-"
+
+
+def test_an_episode_is_the_same_in_any_order():
+    env = make_mujoco_env("tests.envs:toy/drawing-v0", None)
+    pi = mlp(env)
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    results = evaluate(pi, env, 4, seed=2**32 - 2, deterministic=False).returns
+    assert len(set(results)) == 4
+    for number in (3, 1, 0, 2):
+        options = {"seed": 2**32 - 2 + number, "deterministic": False}
+        assert play.play_episode(pi, env, **options)[0] == results[number]
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert before == after
+
+
+def evaluate_on_ranks_what_does_not_end(_):
+    """Return the error of each rank: only the last rank's episodes are endless."""
+    rank = MPI.COMM_WORLD.Get_rank()
+    env = Countdown(3, 10**9 if rank == MPI.COMM_WORLD.Get_size() - 1 else 3)
+    play.MAX_EVALUATION_STEPS = 50
+    with pytest.raises(play.EndlessEpisode) as error:
+        evaluate(mlp(env), env, 6, seed=7)
+    return str(error.value)
+
+
+def test_an_episode_that_does_not_end_ends_the_evaluation(monkeypatch):
+    monkeypatch.setattr(play, "MAX_EVALUATION_STEPS", 50)
+    message = evaluate_on_ranks_what_does_not_end(None)
+    assert message == (
+        "episode 1, from seed 8, has not ended after 50 steps: limit episodes by "
+        "--max-episode-steps N"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+def test_an_episode_that_does_not_end_on_one_rank_is_named_by_all():
+    messages = on_ranks(2, evaluate_on_ranks_what_does_not_end)
+    assert messages[0] == messages[1]
+    assert "episode 3, from seed 10, has not ended after 50 steps" in messages[0]
+
+
+def test_a_longer_limit_of_the_environments_own_counts(monkeypatch):
+    monkeypatch.setattr(play, "MAX_EVALUATION_STEPS", 50)
+    env = make_mujoco_env("tests.envs:toy/endless-v0", None, max_episode_steps=60)
+    assert evaluate(mlp(env), env, 2) == ([60.0, 60.0], [60, 60])
 
 
 # ---- Videos -------------------------------------------------------------------------------------
@@ -284,6 +334,46 @@ BAD = {
         f"cannot write {ROOT}/setup.py/evaluation.json: Not a directory"
     ),
 }
+
+
+def test_what_was_learned_stays_when_an_evaluation_does_not_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(play, "MAX_EVALUATION_STEPS", 50)
+    endless = ["--env", "tests.envs:toy/endless-v0", "--log-path", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as leave:
+        run_mujoco.main([*TINY, *endless, "--evaluate", "2", "--save-path", str(tmp_path / "p")])
+    assert leave.value.code == 1
+    out = capsys.readouterr().out
+    assert "WARNING: no evaluation of tests.envs:toy/endless-v0: episode 0, from seed 3," in out
+    assert out.endswith(f"Logged to {tmp_path}/run\n")
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    ppo1.load_policy(tmp_path / "p")
+    command = ["--load-path", str(tmp_path / "p"), *endless[:2], "--evaluate", "2"]
+    with pytest.raises(SystemExit) as leave:
+        run_mujoco.main(command)
+    assert leave.value.code == 1
+    run_mujoco.main([*command, "--max-episode-steps", "7", "--json", str(tmp_path / "json")])
+    assert json.loads((tmp_path / "json").read_text())["lengths"] == [7, 7]
+
+
+def test_a_policy_brings_along_how_its_environment_was_made(trained, tmp_path):
+    def parse(path, *argv):
+        script = run_mujoco.arg_parser(), run_mujoco.PRESETS
+        return cmd_util.env_options(cmd_util.parse_args(*script, ["--load-path", str(path), *argv]))
+
+    none = {"max_episode_steps": None, "env_kwargs": None, "clip_actions": None}
+    own = {"max_episode_steps": 9, "env_kwargs": {"frame_skip": 1}, "clip_actions": True}
+    given = ["--max-episode-steps", "9", "--env-kwargs", '{"frame_skip": 1}', "--clip-actions"]
+    pendulum = [*TINY, "--env", "InvertedPendulum-v5"]
+    run_mujoco.main([*pendulum, *given, "--log-path", str(tmp_path / "run"), "--save-path",
+                     str(tmp_path / "policy"), "--evaluate", "1"])  # fmt: skip
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["lengths"] == [9]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
+    assert {name: config[name] for name in own} == own
+    for path in (tmp_path / "run", tmp_path / "policy"):
+        assert parse(path) == parse(path, "--env", "InvertedPendulum-v4") == own
+        assert parse(path, "--env", "Hopper-v4") == none  # has arguments of its own
+        assert parse(path, "--no-clip-actions")["clip_actions"] is False
+    assert parse(trained / "policy") == none
 
 
 @pytest.mark.parametrize("command", BAD)

@@ -38,6 +38,14 @@ def test_how_a_run_began_cannot_be_changed(run, capsys):
         assert f"{' '.join(flags)}: a run that is resumed has begun without it" in error
 
 
+def test_another_way_to_make_the_environment_differs_from_the_run(run, capsys):
+    for flag, value, shown in [
+        ("--env-kwargs", '{"a": 1}', "{'a': 1}"), ("--max-episode-steps", "7", "7"),
+    ]:  # fmt: skip
+        error = refused("--resume", "run", flag, value, capsys=capsys)
+        assert f"differs from the run to resume: {flag} {shown} (saved: None)" in error
+
+
 def test_what_it_began_with_may_be_gone(run, tmp_path):
     flags = [*RUN, "--log-path", "loaded", "--load-path", "policy", "--resume"]
     run_mujoco.main([*RUN, "--max-iters", "1", "--log-path", "other", "--save-path", "policy"])

@@ -91,6 +91,21 @@ def test_environment_is_seeded():
     np.testing.assert_array_equal(obs, obs_again)
 
 
+def test_a_limit_and_arguments_of_the_game():
+    args = parse("--env", "BreakoutNoFrameskip-v4", "--max-episode-steps", "9",
+                 "--env-kwargs", '{"full_action_space": true}')  # fmt: skip
+    env = run_atari.make_env(args, 1)
+    assert env.action_space.n == 18
+    env.reset()
+    while not (over := env.step(0)[2:4])[0] | over[1]:
+        pass
+    assert over == (False, True)
+    assert find_monitor(env).episode_lengths == [9]  # timesteps, of four frames
+    args.env_kwargs = {"lives": 9}
+    with pytest.raises(ValueError, match="with --env-kwargs .*unexpected keyword argument 'lives'"):
+        run_atari.make_env(args, 1)
+
+
 # ---- Bad input ----------------------------------------------------------------------------------
 
 

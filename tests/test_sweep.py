@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from common.checkpoint import checkpoint_files
 from common.sweep import (
     is_locked,
+    look,
     main,
     make_jobs,
     set_aside_other_summary,
@@ -40,6 +42,18 @@ def summary(out):
 def test_values():
     assert values_of("0-3,7") == ["0", "1", "2", "3", "7"]
     assert values_of("Hopper-v4,ALE/Pong-v5") == ["Hopper-v4", "ALE/Pong-v5"]
+    one, two = '{"a": 1, "b": "x,y"}', '{"a": 2}'
+    assert values_of(f"{one},{two}") == [one, two]
+
+
+def test_a_json_object_is_a_flag_as_any_other():
+    given = {"env": ["Pendulum-v1"], "env-kwargs": ['{"g": 1.5}', '{"g": 2, "a": 1}']}
+    for job in make_jobs(SCRIPT, given, Path("out"), []):
+        look(job, SCRIPT)
+        assert job.args.env_kwargs == json.loads(job.values["env_kwargs"])
+    (job,) = make_jobs(SCRIPT, {}, Path("out"), ["--env-kwargs", '{"a": {"b": 1}, "c": 2}'])
+    look(job, SCRIPT)
+    assert job.args.env_kwargs == {"a": {"b": 1}, "c": 2}
 
 
 def test_folders():
@@ -87,6 +101,7 @@ def test_the_line_that_tells():
         (f"{SCRIPT} --out out --gama 0.9", "seed0: unrecognized arguments: --gama 0.9; did you me"),
         (f"{SCRIPT} --out out --hid-size 8,x", "hid-sizex/seed0: argument --hid-size: need a whol"),
         (f"{SCRIPT} --out out -- --num-timesteps 5 --max-iters 5", "seed0: give one limit, not bo"),
+        (SCRIPT + ' --out out --env-kwargs {"a":{"b":1},"c":2}', "-kwargs: need a JSON object, su"),
         (f"{SCRIPT} --out out --env Hoper-v4", "unknown environment 'Hoper-v4'; did you mean Hop"),
         (f"{SCRIPT} --out out -- --num-timesteps 0 --save-path x", "seed0: nothing to train; a sw"),
         (f"{SCRIPT} --out out --seed 0,1 -- --save-path x", "--save-path TMP/x: several runs wo"),
