@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import struct
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
@@ -229,7 +230,7 @@ class Checkpointer:
         header: dict[str, Any],
         comm: MPI.Comm | None = None,
     ) -> None:
-        """Take over the signals.
+        """Take over the signals, which Python gives to the main thread alone.
 
         Args:
             folder: of the checkpoints.
@@ -246,7 +247,14 @@ class Checkpointer:
         self.last_saved: int | None = None  # or tried to
         self.is_saved = True  # that try's outcome
         self.local: dict[str, Any] = {}
-        self.previous_handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self.previous_handlers: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self.previous_handlers = {x: signal.signal(x, self._note) for x in SIGNALS}
+        else:
+            text = (
+                "a signal will not stop and save this run: it is not in the program's main thread"
+            )
+            logger.warn(f"WARNING: {text}")
 
     def _note(self, signum: int, _: FrameType | None) -> None:
         # A second INT ends the process: somebody is in a hurry. Slurm repeats TERM as it pre-empts.

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import threading
 from argparse import Namespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from common import checkpoint
 from common.checkpoint import checkpoint_files, read_checkpoint
 from common.run import STARTUP_SECONDS, RunCallback
 from tests.test_damaged_checkpoints import RUN, finished  # noqa: F401  # a fixture
+from tests.test_resume import assert_equal
 
 
 @pytest.fixture
@@ -80,6 +82,18 @@ def test_a_signal_whose_save_fails_is_a_failure(run, monkeypatch, capsys):
         run_mujoco.main(["--resume", "run"])
     assert leave.value.code == 1
     assert "stopped by SIGUSR1, but NOT saved" in (run / "log.txt").read_text()
+
+
+def test_main_in_a_thread_trains_as_anywhere(run, tmp_path, capsys):
+    flags = [*RUN, "--log-format", "stdout,log,csv", "--log-path", "thread"]
+    thread = threading.Thread(target=run_mujoco.main, args=(flags,))
+    handler = signal.getsignal(signal.SIGTERM)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is handler
+    out = capsys.readouterr().out
+    assert out.count("WARNING: a signal will not stop and save this run: it is not in the pro") == 1
+    assert_equal(tmp_path / "thread", run)
 
 
 def test_a_short_stall_timeout_waits_for_the_first_update():

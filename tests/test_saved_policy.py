@@ -179,3 +179,8 @@ def test_what_cannot_be_loaded(tmp_path):
 def test_importing_the_package_loads_no_torch():
     code = "import sys, ppo1; assert 'torch' not in sys.modules; ppo1.load_policy"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_dir_lists_what_the_package_offers():
+    assert {"load_policy", "load_variables", "save_policy", "__doc__"} <= set(dir(ppo1))
+    assert all(hasattr(ppo1, name) for name in dir(ppo1))
