@@ -174,22 +174,25 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]]:
     raise CheckpointError(f"no checkpoint in {folder}")
 
 
-def tidy_checkpoints(folder: Path, iteration: int) -> None:
+def tidy_checkpoints(folder: Path, iteration: int) -> list[str]:
     """Make `iteration` the newest in `folder`, whose run goes on from there.
 
     Files of later iterations, damaged or of a future that will not be, would pass for the run's
     newest: they are set aside under names that no loader looks for. What a save that was killed
     has left is removed.
 
+    Returns:
+        the names of the files that were set aside, the oldest first.
+
     Raises:
         OSError: if that fails.
     """
     for path in folder.glob(".iteration-*.partial"):
         path.unlink()
-    for path in checkpoint_files(folder):
-        if path.name > checkpoint_name(iteration):
-            path.rename(path.with_suffix(".set-aside"))
-            logger.log(f"Set aside {path.name}, which is later than where the run goes on")
+    later = [path for path in checkpoint_files(folder) if path.name > checkpoint_name(iteration)]
+    for path in later:
+        path.rename(path.with_suffix(".set-aside"))
+    return [path.name for path in reversed(later)]
 
 
 def read_run(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -491,8 +491,8 @@ def _take_saved_arguments(
 ) -> None:
     """Set `args` to those of the run that --resume means, if that has a checkpoint.
 
-    `args.checkpoint` is then the checkpoint's content. Flags given must agree with the saved ones,
-    unless --override is given.
+    `args.checkpoint` is then the checkpoint's content, and under "changed" the arguments that are
+    not the saved ones. Flags given must agree with those, unless --override is given.
     """
     if not args.resume and not args.log_path:
         parser.error("--resume needs the run's folder: --resume PATH, or --log-path DIR")
@@ -529,7 +529,7 @@ def _take_saved_arguments(
         if value is not argparse.SUPPRESS and name in FREE_ARGUMENTS
     }
     vars(args).update(kept | free | changed, log_path=str(folder))
-    args.checkpoint, args.loaded = content, None
+    args.checkpoint, args.loaded = {**content, "changed": changed}, None
 
 
 def has_checkpoints(folder: str | None) -> bool:

@@ -3,9 +3,7 @@
 import argparse
 import contextlib
 import fcntl
-import functools
 import importlib
-import importlib.metadata
 import itertools
 import json
 import math
@@ -39,12 +37,19 @@ from common.monitor import find_monitor, truncate_monitor_file
 from common.mpi_util import abort_job_on_error, agree
 from common.policy_file import describe_policy, write_policy
 from common.progress import console_while_training, limits_of
+from common.provenance import (
+    changed_files,
+    differences,
+    machine_facts,
+    mpi_library,
+    package_versions,
+    source_digests,
+)
 from common.tracking import check_tracking, track
 from common.watchdog import Watchdog
 
 STARTUP_SECONDS = 60.0  # that no stall timeout cuts short: imports may wait for a slow disk
 LINE_LOGS = ("progress.csv", "progress.json")
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "gymnasium-robotics", "mpi4py")
 
 
 class Algorithm(Protocol):
@@ -113,6 +118,7 @@ def run(
             at_end.callback(watchdog.stop)
         torch.set_num_threads(args.threads)
         hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}
+        made_with: dict[str, Any] = {"versions": package_versions()}
 
         def policy_fn(name: str, ob_space: gym.Space, ac_space: gym.Space) -> torch.nn.Module:
             pi = make_policy(args, name, ob_space, ac_space).to(device_of(args))
@@ -143,6 +149,7 @@ def run(
                 importlib.import_module("tensorboard")
             if args.track and MPI.COMM_WORLD.Get_rank() == 0:
                 check_tracking()
+            made_with["code"] = source_digests(env, probe, algorithm.learn, make_env)
 
         check_run(parser, check)
         if not trains:
@@ -154,13 +161,14 @@ def run(
             at_end.callback(os.close, lock)
         at_end.callback(logger.reset)
         at_end.enter_context(folder_in_errors())
-        state, env_state = resumed_state(checkpoint)
+        made_with["machine"] = machine_facts(device_of(args), MPI.COMM_WORLD)
+        state, env_state = resumed_state(checkpoint, made_with)
         # A resumed run whose environments begin anew must not meet the same episodes once more.
         env = make_env(args, (args.seed + (state or {}).get("iters_so_far", 0)) % 2**32)
         at_end.callback(env.close)
         if env_state is not None:
             set_env_state(env, env_state)
-        callback = RunCallback(args, env, algorithm.learner_state, watchdog)
+        callback = RunCallback(args, env, algorithm.learner_state, watchdog, made_with)
         at_end.callback(callback.checkpointer.close)
         try:
             with console_while_training(limits_of(args), quiet=args.quiet) as callback.progress:
@@ -227,6 +235,7 @@ class RunCallback:
         env: gym.Env,
         learner_state: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]],
         watchdog: Watchdog | None,
+        made_with: dict[str, Any],
     ) -> None:
         """Take over the signals."""
         self.env = env
@@ -241,7 +250,7 @@ class RunCallback:
             interval=args.save_interval,
             keep=args.keep,
             collect=self.collect,
-            header={"arguments": vars(args), "versions": package_versions()},
+            header={"arguments": vars(args), **made_with},
         )
 
     def __call__(self, local: dict[str, Any], global_: dict[str, Any]) -> None:
@@ -384,6 +393,7 @@ def begin_run(
     args.seed, args.log_path = comm.bcast((args.seed, args.log_path))  # rank 0's count
     is_root = comm.Get_rank() == 0
     lock = earlier = None
+    overtaken: list[str] = []
 
     def open_logs() -> None:
         nonlocal lock, earlier
@@ -393,9 +403,8 @@ def begin_run(
                 earlier = set_aside_earlier_run(Path(args.log_path))
             else:
                 cut_logs(Path(args.log_path), checkpoint)
-                tidy_checkpoints(
-                    Path(args.log_path, "checkpoints"), checkpoint["shared"]["iters_so_far"]
-                )
+                iteration = checkpoint["shared"]["iters_so_far"]
+                overtaken.extend(tidy_checkpoints(Path(args.log_path, "checkpoints"), iteration))
 
     check_run(parser, open_logs)
     is_new = checkpoint is None
@@ -408,6 +417,8 @@ def begin_run(
         check_run(parser, lambda: track(args, folder, append=not is_new) if is_root else None)
     if earlier is not None:
         logger.log(f"The run that was there is now in {earlier}")
+    if overtaken:
+        logger.log(f"Set aside, for the run resumes before them: {', '.join(overtaken)}")
     ranks = counted(comm.Get_size(), "rank")
     logger.log(f"{title} on {args.env}, preset {args.preset}, {ranks}, seed {args.seed}")
     logger.log(", ".join(f"{name} {version}" for name, version in package_versions().items()))
@@ -520,20 +531,8 @@ def run_config(args: argparse.Namespace, argv: Sequence[str] | None) -> dict[str
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": git_commit(),
         "versions": package_versions(),
-        "mpi": " ".join(MPI.Get_library_version().split("\n")[0].split()),
+        "mpi": mpi_library(),
     }
-
-
-@functools.cache
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that decide what a run gives."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def git_commit() -> str | None:
@@ -580,35 +579,73 @@ def check_fits(
             set_env_state(env, env_state)
 
 
-def resumed_state(checkpoint: dict[str, Any] | None) -> tuple[dict[str, Any] | None, Any]:
+def resumed_state(
+    checkpoint: dict[str, Any] | None, made_with: dict[str, Any]
+) -> tuple[dict[str, Any] | None, Any]:
     """Return the state for `learn`, and the environment's, of this rank; None where there is none.
 
     With another number of ranks, or an environment whose state is not known, the environments
-    begin a fresh episode; a line says so.
+    begin a fresh episode. A line says so, or whether the run will be what it would have been.
+
+    Args:
+        checkpoint: to resume from, if any.
+        made_with: versions, code and machine of this process.
     """
     if checkpoint is None:
         return None, None
     comm = MPI.COMM_WORLD
     state, ranks = dict(checkpoint["shared"]), checkpoint["ranks"]
     iteration = state["iters_so_far"]
-    if len(ranks) != comm.Get_size():
-        logger.log(
-            f"Resuming before iteration {iteration}, the number of ranks now {comm.Get_size()} "
-            f"instead of {len(ranks)}: not exactly what the run would have been"
-        )
-        return state, None
-    own = ranks[comm.Get_rank()]
-    state["random"] = own["random"]
-    if own["env"] is None and iteration > 0:  # before 0, its seed says all
-        logger.log(
-            f"Resuming before iteration {iteration} with fresh episodes: the environment's own "
-            "state cannot be saved"
-        )
+    has_same_ranks = len(ranks) == comm.Get_size()
+    own: dict[str, Any] = ranks[comm.Get_rank()] if has_same_ranks else {"env": None}
+    if has_same_ranks:
+        state["random"] = own["random"]
+    is_fresh = (
+        has_same_ranks and own["env"] is None and iteration > 0
+    )  # before 0, its seed says all
+    logger.log(
+        f"Resuming before iteration {iteration}{how_exactly(checkpoint, made_with, is_fresh)}"
+    )
+    if not has_same_ranks or is_fresh:
         return state, None
     if "carry" in own:  # which a run that was stopped before its first segment has not
         state["carry"] = own["carry"]
-    logger.log(f"Resuming before iteration {iteration}, exactly")
     return state, own["env"]
+
+
+def how_exactly(checkpoint: dict[str, Any], made_with: dict[str, Any], is_fresh: bool) -> str:
+    """Return the end of a line on resuming: is the run what it would have been, and why not.
+
+    Args:
+        checkpoint: its content.
+        made_with: versions, code and machine of this process.
+        is_fresh: whether the environments begin fresh episodes.
+    """
+    saved_code, saved_machine = checkpoint.get("code"), checkpoint.get("machine")
+    if is_fresh:
+        return " with fresh episodes: the environment's own state cannot be saved"
+    perhaps = differences(checkpoint.get("versions", {}), made_with["versions"])
+    if saved_machine is not None:
+        perhaps += differences(saved_machine, made_with["machine"])
+    if files := changed_files(saved_code or made_with["code"], made_with["code"]):
+        perhaps.append(f"the code now another in {files}")
+    changed = checkpoint.get("changed", {})
+    surely = differences(
+        {flag(name): checkpoint["arguments"].get(name) for name in changed},
+        {flag(name): value for name, value in changed.items()},
+    )
+    size, saved_size = MPI.COMM_WORLD.Get_size(), len(checkpoint["ranks"])
+    surely += differences({"the number of ranks": saved_size}, {"the number of ranks": size})
+    if perhaps or surely:
+        verdict = "not exactly" if surely else "not necessarily exactly"
+        return f", {', '.join(perhaps + surely)}: {verdict} what the run would have been"
+    conditions = []
+    if saved_code is None or saved_machine is None:
+        conditions.append("if code and machine are the same, which the checkpoint does not say")
+    if (was_compiled := checkpoint["shared"].get("compiled")) is not None:
+        again = "if the update compiles again", "unless the update compiles this time"
+        conditions.append(again[not was_compiled])
+    return " ".join([", exactly", ", and ".join(conditions)]).rstrip()
 
 
 def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> None:
