@@ -1,5 +1,8 @@
 """PPO as one process per actor under MPI: OpenAI baselines' `ppo1` on PyTorch."""
 
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -8,6 +11,21 @@ if TYPE_CHECKING:
     from ppo1.saved_policy import save_policy as save_policy
 
 __all__ = ["load_policy", "load_variables", "save_policy"]
+
+
+def _check_common() -> None:
+    """Raise ImportError if `common` is not the package next to this one but somebody else's."""
+    spec = sys.modules["common"].__spec__ if "common" in sys.modules else find_spec("common")
+    found = spec.origin if spec else None
+    ours = Path(__file__).resolve().parent.with_name("common")
+    if found is None or Path(found).resolve().parent != ours:
+        raise ImportError(
+            f"ppo1 needs its own package 'common', {ours}, but Python finds "
+            + (f"another one first, {found}: rename that, or start elsewhere" if found else "none")
+        )
+
+
+_check_common()
 
 
 def __getattr__(name: str) -> Any:
