@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import struct
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
@@ -163,23 +164,26 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]]:
     raise CheckpointError(f"no checkpoint in {folder}")
 
 
-def tidy_checkpoints(folder: Path, iteration: int) -> None:
+def tidy_checkpoints(folder: Path, iteration: int) -> list[str]:
     """Make `iteration` the newest in `folder`, whose run goes on from there.
 
     Files of later iterations, damaged or of a future that will not be, would pass for the run's
     newest: they are set aside under names that no loader looks for. What a save that was killed
     has left is removed.
 
+    Returns:
+        the names of the files that were set aside, the oldest first.
+
     Raises:
         OSError: if that fails.
     """
     for path in folder.glob(".iteration-*.partial"):
         path.unlink()
-    for path in checkpoint_files(folder):
-        if path.name > checkpoint_name(iteration):
-            names = itertools.chain([".set-aside"], (f".set-aside-{n}" for n in itertools.count(2)))
-            path.rename(next(x for n in names if not os.path.lexists(x := path.with_suffix(n))))
-            logger.log(f"Set aside {path.name}, which is later than where the run goes on")
+    later = [path for path in checkpoint_files(folder) if path.name > checkpoint_name(iteration)]
+    for path in later:
+        names = itertools.chain([".set-aside"], (f".set-aside-{n}" for n in itertools.count(2)))
+        path.rename(next(x for n in names if not os.path.lexists(x := path.with_suffix(n))))
+    return [path.name for path in reversed(later)]
 
 
 def read_run(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -237,7 +241,7 @@ class Checkpointer:
         header: dict[str, Any],
         comm: MPI.Comm | None = None,
     ) -> None:
-        """Take over the signals.
+        """Take over the signals, which Python gives to the main thread alone.
 
         Args:
             folder: of the checkpoints.
@@ -254,10 +258,14 @@ class Checkpointer:
         self.last_saved: int | None = None  # or tried to
         self.is_saved = True  # that try's outcome
         self.local: dict[str, Any] = {}
-        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
-        self.previous_handlers = {
-            number: signal.signal(number, self._note) for number in SIGNALS if number not in ignored
-        }
+        self.previous_handlers: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if not (number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN):
+                    self.previous_handlers[number] = signal.signal(number, self._note)
+        else:
+            text = "a signal will not save and stop this run: it is not in the main thread"
+            logger.warn(f"WARNING: {text}")
 
     def _note(self, signum: int, _: FrameType | None) -> None:
         # A second INT ends the process: somebody is in a hurry. Slurm repeats TERM as it pre-empts.

@@ -18,6 +18,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,6 +71,58 @@ PROVIDERS = {
     "ale_py": re.compile(r"ALE/|.*NoFrameskip-"),
 }
 
+# What other libraries (baselines' ppo2, Stable-Baselines3 and its zoo, CleanRL, Spinning Up, RLlib)
+# call our flags, and what they have that ppo1 has not.
+OTHER_NAMES = {
+    "--num-timesteps": "total-timesteps n-timesteps timesteps max-steps num-steps-total",
+    "--max-iters": "epochs num-iterations n-iterations iterations num-updates",
+    "--timesteps-per-actorbatch": "n-steps nsteps num-steps steps steps-per-epoch horizon "
+    "rollout-length rollout-fragment-length train-batch-size",
+    "--optim-batchsize": "batch-size batchsize minibatch-size mini-batch-size sgd-minibatch-size",
+    "--optim-batchsize (its rows, not their number)": "nminibatches num-minibatches n-minibatches "
+    "num-mini-batch",
+    "--optim-epochs": "n-epochs epochs update-epochs noptepochs num-epochs ppo-epoch num-sgd-iter "
+    "train-pi-iters train-v-iters",
+    "--optim-stepsize": "learning-rate lr pi-lr vf-lr step-size stepsize",
+    "--adam-epsilon": "adam-eps eps",
+    "--schedule linear": "anneal-lr lr-schedule learning-rate-schedule use-linear-lr-decay",
+    "--clip-param": "clip-range clip-coef cliprange clip-ratio clip clip-eps clip-epsilon",
+    "--entcoeff": "ent-coef ent-coeff entropy-coef entropy-coeff entropy-cost",
+    "--gamma": "discount discount-factor",
+    "--lam": "gae-lambda lambda gae-lam lmbda gae",
+    "--num-procs": "num-env num-envs n-envs nenvs num-workers num-cpu n-cpu cpu num-processes np",
+    "--env-kwargs": "env-args env-config",
+    "--max-episode-steps": "max-ep-len max-episode-length max-episode-len time-limit",
+    "--env": "env-name environment gym-id game task",
+    "--hid-size": "num-hidden hidden-size hid hidden-sizes net-arch network",
+    "--num-hid-layers": "num-layers l n-layers net-arch network",
+    "--kind": "network policy-type",
+    "--log-path": "log-dir logdir log-folder output-dir out-dir exp-name run-name save-dir",
+    "--log-format stdout,log,csv,tensorboard": "tensorboard tensorboard-log tb-log-name",
+    "--quiet": "verbose no-progress",
+    "--save-interval": "save-freq checkpoint-freq checkpoint-interval",
+    "--save-path": "save-model model-path",
+    "--load-path": "trained-agent load-model checkpoint",
+    "--evaluate": "eval-episodes n-eval-episodes eval",
+    "--video": "capture-video record-video save-video-interval save-video-length",
+    "--play": "render watch enjoy",
+    "--device cuda": "cuda gpu use-cuda",
+    "--threads": "num-threads n-threads torch-threads",
+    "--wandb-project-name": "wandb-project",
+    "PPO is the only algorithm here": "alg algo algorithm",
+    "the type of an environment comes with --env": "env-type",
+    "ppo1 has no weight of the value loss, it is 1": "vf-coef vf-coeff value-coef value-loss-coef "
+    "vf-loss-coeff",
+    "ppo1 does not clip gradients": "max-grad-norm grad-clip",
+    "ppo1 does not clip the value loss": "clip-vloss clip-range-vf vf-clip-param cliprange-vf",
+    "ppo1 does not end an update early": "target-kl kl-target",
+    "ppo1 has no penalty of the divergence": "kl-coeff kl-coef",
+    "ppo1 always standardizes advantages": "norm-adv normalize-advantage",
+    "MlpPolicy always standardizes observations": "normalize-observations norm-obs normalize",
+    "ppo1 has no evaluation while it trains": "eval-freq eval-interval",
+    "runs of one seed are always the same": "torch-deterministic cuda-deterministic",
+}  # fmt: skip
+
 # What to install for a module, where that has another name.
 INSTALL = {
     "ale_py": "ale-py",
@@ -107,12 +160,26 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the arguments; an unknown flag is an error that suggests near names."""
+        """Return the arguments; unknown flags are an error that says what they may be here."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            near = near_names(unknown[0].partition("=")[0], self._option_string_actions)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(near)}")
+            words = [word.partition("=")[0] for word in unknown]
+            words = [word for word in words if re.match("--?[A-Za-z]", word)] or words[:1]
+            hints = [(f"{word}: " * (len(words) > 1), self._hint(word)) for word in words]
+            text = "".join(f"; {which}{hint}" for which, hint in hints if hint)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{text}")
         return parsed
+
+    def _hint(self, word: str) -> str:
+        """Return what to say about an unknown flag, "" if nothing is like it."""
+        name = word.lstrip("-").lower()
+        rows = [ours for ours, names in OTHER_NAMES.items() if name in names.split()]
+        for fact in rows:
+            if not fact.startswith("--"):
+                return fact
+        known = [ours for ours in rows if ours.split()[0] in self._option_string_actions]
+        near = known or near_names(word, self._option_string_actions)
+        return did_you_mean(near).removeprefix("; ")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, with underscores in the names of flags read as hyphens."""
@@ -485,8 +552,8 @@ def _take_saved_arguments(
 ) -> None:
     """Set `args` to those of the run that --resume means, if that has a checkpoint.
 
-    `args.checkpoint` is then the checkpoint's content. Flags given must agree with the saved ones,
-    unless --override is given.
+    `args.checkpoint` is then the checkpoint's content, and under "changed" the arguments that are
+    not the saved ones. Flags given must agree with those, unless --override is given.
     """
     if not args.resume and not args.log_path:
         parser.error("--resume needs the run's folder: --resume PATH, or --log-path DIR")
@@ -524,7 +591,7 @@ def _take_saved_arguments(
         if value is not argparse.SUPPRESS and name in FREE_ARGUMENTS
     }
     vars(args).update(kept | free | changed, log_path=str(folder))
-    args.checkpoint, args.loaded = content, None
+    args.checkpoint, args.loaded = {**content, "changed": changed}, None
 
 
 def has_checkpoints(folder: str | Path | None) -> bool:
@@ -539,9 +606,12 @@ def flag(name: str) -> str:
 
 def describe(error: BaseException) -> str:
     """Return an exception as one line for the user, with the remedy or the place if known."""
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        module = error.name.partition(".")[0]
-        text = f"module {error.name!r} is missing: pip install {INSTALL.get(module, module)}"
+    name = error.name if isinstance(error, ImportError) else None
+    module = (name or "").partition(".")[0]
+    if module == __package__:
+        text = f"{error}; {_other_packages(module)}"
+    elif isinstance(error, ModuleNotFoundError) and module:
+        text = f"module {name!r} is missing: pip install {INSTALL.get(module, module)}"
     elif isinstance(error, OSError) and error.filename:
         text = f"{error.strerror}: {error.filename!r}"
     elif isinstance(error, ValueError | gym.error.Error):
@@ -550,6 +620,15 @@ def describe(error: BaseException) -> str:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
     return " ".join(text.split())
+
+
+def _other_packages(name: str) -> str:
+    """Return where our package `name` is, and the others of that name which it hides."""
+    ours = Path(__file__).parent
+    found = (PathFinder.find_spec(name, [entry]) for entry in dict.fromkeys(sys.path))
+    places = {place for spec in found if spec for place in spec.submodule_search_locations or ()}
+    others = sorted(places - {str(ours)}) or ["another place"]
+    return f"{name!r} is ppo1's, in {ours}, and hides the one in {', '.join(others)}: rename that"
 
 
 # ---- Environments -------------------------------------------------------------------------------
@@ -604,13 +683,25 @@ def resolve_game_id(env_id: str) -> str:
 
 
 def _import_package(env_id: str) -> tuple[str, str]:
-    """Return "package:" and "Id-v0" of `package:Id-v0`, the package imported; or "" and the id."""
+    """Return "package:" and "Id-v0" of `package:Id-v0`, the package imported; or "" and the id.
+
+    The working directory is searched last; Python itself searches the script's folder alone.
+    """
     package, colon, name = env_id.rpartition(":")
     if colon:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
         try:
             importlib.import_module(package)
         except Exception as error:
-            raise ValueError(f"environment {env_id!r}: {describe(error)}") from error
+            text = describe(error)
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing not in (None, *INSTALL) and f"{package}.".startswith(f"{missing}."):
+                text = (
+                    f"no module {missing!r} in {os.getcwd()} or on Python's path: start in its "
+                    "folder, set PYTHONPATH to that, or install its package"
+                )
+            raise ValueError(f"environment {env_id!r}: {text}") from error
     return package + colon, name
 
 

@@ -368,7 +368,7 @@ def _read_file(path: str) -> "tuple[dict[str, Any], pandas.DataFrame] | None":
             return None
         header = _parse_header(lines[0])
         _check_rows(lines[1:])
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise LoadMonitorResultsError(f"{path} is not a monitor file: {error}") from error
     text = io.StringIO("".join(lines[1:]))
     # Python's float, because older pandas' own parser may miss the last digit.
@@ -421,11 +421,11 @@ def _parse_header(line: str) -> dict[str, Any]:
     """Return the first line's JSON; ValueError if it is not a monitor file's."""
     try:
         header = json.loads(line.removeprefix("#"))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         header = None
     is_header = line.startswith("#") and isinstance(header, dict)
     if not is_header or not isinstance(header.get("t_start"), int | float):
-        raise ValueError(f"line 1 is not '#' and a JSON header with t_start: {line!r}")
+        raise ValueError(f"line 1 is not '#' and a JSON header with t_start: {line[:80]!r}")
     return header
 
 

@@ -27,7 +27,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -75,6 +75,8 @@ UNLABELLED = {
     "env", "given_env", "seed", "max_timesteps",
 }  # fmt: skip
 
+T = TypeVar("T")
+U = TypeVar("U")
 Curve = tuple[np.ndarray, np.ndarray]  # x, ascending, and y: (N,) float64 each
 
 
@@ -140,7 +142,7 @@ def load_run(folder: str | os.PathLike[str], root: str | os.PathLike[str] = "") 
     """Return the run in `folder`, without a label; what is not there yet is None.
 
     Raises:
-        ValueError: naming the file that cannot be read.
+        ValueError: naming the file that cannot be read, or is of another program.
         LoadMonitorResultsError: for a monitor file.
     """
     folder = Path(folder)
@@ -148,12 +150,20 @@ def load_run(folder: str | os.PathLike[str], root: str | os.PathLike[str] = "") 
     arguments = dict(config.get("arguments", {}))
     if arguments:
         arguments["ranks"] = config.get("ranks")
-    progress, episodes, env = None, None, arguments.get("env")
+    progress, episodes, envs = None, None, [arguments.get("env")]
     if (folder / "progress.csv").exists():
         progress = _read_csv(folder / "progress.csv")
     if get_monitor_files(folder):
         episodes = load_results(folder)
-        env = env or next(filter(None, (h.get("env_id") for h in episodes.attrs["headers"])), None)
+        envs += [header.get("env_id") for header in episodes.attrs["headers"]]
+    if progress is not None and len(progress) and "TimestepsSoFar" not in progress:
+        if episodes is None:
+            raise ValueError(
+                f"{folder / 'progress.csv'} is another program's: no column 'TimestepsSoFar' among "
+                + ", ".join(map(str, progress))
+            )
+        progress = None  # the monitor files are baselines' all the same
+    env = next((env for env in envs if env and isinstance(env, str)), None)
     return Run(
         folder,
         Path(root or folder),
@@ -165,18 +175,18 @@ def load_run(folder: str | os.PathLike[str], root: str | os.PathLike[str] = "") 
 
 
 def load_runs(folders: Iterable[str | os.PathLike[str]], *, label: str | None = None) -> list[Run]:
-    """Return all runs in the folders, labelled; warn of those in which no episode has ended yet.
+    """Return all runs in the folders, labelled; warn of those that cannot be read, or are empty.
 
     Args:
         folders: searched as `find_runs` does; a run found twice counts once.
         label: as for `label_runs`.
 
     Raises:
-        ValueError: as `find_runs` and `load_run`, and if there is nothing in any run.
-        LoadMonitorResultsError: for a monitor file that cannot be read.
+        ValueError: as `find_runs`, and as `load_run` or for want of rows if no run is left.
+        LoadMonitorResultsError: likewise, for a monitor file that cannot be read.
     """
     roots = {path.resolve(): (path, root) for root in folders for path in find_runs(root)}
-    runs = [load_run(path, root) for path, root in roots.values()]
+    runs = _readable(roots.values(), lambda place: load_run(*place), lambda place: place[0])
     for run in runs:
         if run.progress is None and run.episodes is None:
             warnings.warn(f"{run.folder}: left out, it has no rows yet", stacklevel=2)
@@ -186,6 +196,28 @@ def load_runs(folders: Iterable[str | os.PathLike[str]], *, label: str | None = 
     label_runs(runs, by=label)
     _warn_of_same_seeds(runs)
     return runs
+
+
+def _readable(
+    items: Iterable[T], read: Callable[[T], U], folder_of: Callable[[T], Path]
+) -> list[U]:
+    """Return what `read` makes of the items, those apart that it fails for; each gets a warning.
+
+    Raises:
+        Exception: the first item's, if it fails for all.
+    """
+    results: list[U] = []
+    failures: list[tuple[Path, Exception]] = []
+    for item in items:
+        try:
+            results.append(read(item))
+        except (ValueError, OSError, LoadMonitorResultsError) as error:
+            failures.append((folder_of(item), error))
+    for folder, failure in failures[not results :]:
+        warnings.warn(f"{folder}: left out, {' '.join(str(failure).split())}", stacklevel=4)
+    if failures and not results:
+        raise failures[0][1]
+    return results
 
 
 def label_runs(runs: Sequence[Run], *, by: str | None = None) -> None:
@@ -256,17 +288,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return what is in a run's config.json, {} if there is none.
 
     Raises:
-        ValueError: if it is not a JSON object.
+        ValueError: if it is not a JSON object, or holds other arguments than one.
     """
     path = folder / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object")
+    if not isinstance(content, dict) or not isinstance(content.get("arguments", {}), dict):
+        raise ValueError(f"{path} is not a run's: need a JSON object, and one in its 'arguments'")
     return content
 
 
@@ -472,11 +504,13 @@ def summarize(
         the ends of its 95 % bootstrap interval; NaN with one seed.
 
     Raises:
-        ValueError: if a run has no monitor files.
+        ValueError: if no run has monitor files; one without them is left out, with a warning.
     """
     import pandas
 
-    groups = group_runs(runs)
+    runs = list(runs)
+    scored = _readable(runs, lambda run: (run, final_score(run)), lambda run: run.folder)
+    groups = group_runs(run for run, _ in scored)
     rows = []
     for env, by_label in groups.items():
         for label, group in by_label.items():
@@ -520,7 +554,7 @@ def _warn_of_same_seeds(runs: Sequence[Run]) -> None:
     folders: dict[Any, list[str]] = {}
     for run in runs:
         if "seed" in run.arguments:
-            key = (run.env, run.label, run.arguments["seed"])
+            key = (run.env, run.label, str(run.arguments["seed"]))
             folders.setdefault(key, []).append(str(run.folder))
     for (env, _, seed), same in folders.items():
         if len(same) > 1:
@@ -570,26 +604,36 @@ def plot_curves(
     Args:
         runs: labelled.
         x, y, smooth: as for `curve`.
-        source: `progress` or `monitor`; None is `progress` if all runs have it.
+        source: `progress` or `monitor`; None is the one that more runs have.
         references: of these or other environments; curves are drawn over timesteps only.
         limits: the returns that count as 0 and as 1; adds a panel, their interquartile mean over
             environments.
         y_text: the y axis' name; None makes it from `y`, `source` and `smooth`.
 
     Raises:
-        ValueError: as `curve`, and if there is nothing to plot.
+        ValueError: if there is nothing to plot; as `curve`, if it fails for all runs. Else those
+            for which it fails are left out, with a warning.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     runs = list(runs)
-    source = source or ("progress" if all(run.progress is not None for run in runs) else "monitor")
-    curves = {}
-    for run in runs:
-        curves[id(run)] = curve(run, source=source, x=x, y=y, smooth=smooth)
-        if not len(curves[id(run)][0]):
+    if source is None:
+        # The one that more runs have: those without it are left out
+        with_progress, with_monitor = (
+            sum(getattr(run, name) is not None for run in runs) for name in ("progress", "episodes")
+        )
+        source = "progress" if with_progress >= with_monitor else "monitor"
+
+    def draw(run: Run) -> tuple[Run, Curve]:
+        return run, curve(run, source=source, x=x, y=y, smooth=smooth)
+
+    drawn = _readable(runs, draw, lambda run: run.folder)
+    for run, (xs, _) in drawn:
+        if not len(xs):
             warnings.warn(f"{run.folder}: left out, no episode has ended yet", stacklevel=2)
-    groups = group_runs(run for run in runs if len(curves[id(run)][0]))
+    curves = {id(run): points for run, points in drawn}
+    groups = group_runs(run for run, (xs, _) in drawn if len(xs))
     if not groups:
         raise ValueError("there is nothing to plot yet: no episode has ended in any run")
     strata = _strata(groups, limits)
@@ -777,7 +821,7 @@ def arg_parser() -> argparse.ArgumentParser:
                         help="axis (timesteps)")  # fmt: skip
     parser.add_argument("--y", metavar="COLUMN", help="EpTrueRewMean if there, else EpRewMean")
     parser.add_argument("--source", choices=["progress", "monitor"],
-                        help="of the curves: progress.csv if all have it")  # fmt: skip
+                        help="of the curves: what more runs have")  # fmt: skip
     parser.add_argument("--smooth", type=_window, metavar="N",
                         help="rows of a moving mean (1; of monitor files 100)")  # fmt: skip
     parser.add_argument("--label", metavar="NAME,NAME",

@@ -3,9 +3,7 @@
 import argparse
 import contextlib
 import functools
-import hashlib
 import importlib
-import importlib.metadata
 import json
 import math
 import os
@@ -46,6 +44,14 @@ from common.monitor import Monitor, find_monitor, truncate_monitor_file
 from common.mpi_util import abort_job_on_error, agree, rank_on_machine
 from common.policy_file import describe_policy, write_policy
 from common.progress import console_while_training, limits_of
+from common.provenance import (
+    changed_files,
+    differences,
+    machine_facts,
+    mpi_library,
+    package_versions,
+    source_digests,
+)
 from common.tracking import check_tracking, track
 from common.watchdog import Watchdog
 
@@ -57,7 +63,6 @@ OWN_FILES = re.compile(
     r"|log(-rank\d+)?\.txt|progress(-rank\d+)?\.(csv|json)"
 )
 OWN_FOLDERS = re.compile(r"checkpoints|tb(-rank\d+)?")
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "gymnasium-robotics", "mpi4py")
 
 
 class Algorithm(Protocol):
@@ -123,7 +128,7 @@ def run(
         logger.reset()  # an earlier run in this process may have failed
         check_launcher(parser)
         args = parse_args(parser, presets, argv, lock=lock)
-        check_run(parser, lambda: check_same_start(argv))
+        check_run(parser, lambda: check_same_start(argv, algorithm.learn, make_env))
         if args.num_procs:
             check_run(parser, lambda: relaunch(args.num_procs, as_called=argv is not None))
         checkpoint, loaded = vars(args).pop("checkpoint"), vars(args).pop("loaded")
@@ -133,6 +138,7 @@ def run(
         own_gpu = rank_on_machine()
         torch.set_num_threads(args.threads)
         hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}
+        made_with: dict[str, Any] = {"versions": package_versions()}
 
         def policy_fn(name: str, ob_space: gym.Space, ac_space: gym.Space) -> torch.nn.Module:
             pi = make_policy(args, name, ob_space, ac_space).to(device_of(args, own_gpu))
@@ -165,6 +171,7 @@ def run(
                 importlib.import_module("tensorboard")
             if args.track and MPI.COMM_WORLD.Get_rank() == 0:
                 check_tracking()
+            made_with["code"] = source_digests(algorithm.learn, make_env, env=env, pi=probe)
 
         check_run(parser, check)
         make_watched_env = functools.partial(watched_env, make_env, watchdog)
@@ -174,13 +181,14 @@ def run(
         begin_run(parser, args, argv, title=title, checkpoint=checkpoint, lock=lock)
         at_end.callback(logger.reset)
         at_end.enter_context(folder_in_errors())
-        state, env_state = resumed_state(checkpoint)
+        made_with["machine"] = machine_facts(device_of(args, own_gpu), MPI.COMM_WORLD)
+        state, env_state = resumed_state(checkpoint, made_with)
         # A resumed run whose environments begin anew must not meet the same episodes once more.
         env = make_env(args, (args.seed + (state or {}).get("iters_so_far", 0)) % 2**32)
         at_end.enter_context(play.closing(env))
         if env_state is not None:
             set_env_state(env, env_state)
-        callback = RunCallback(args, env, algorithm.learner_state, watchdog, checkpoint)
+        callback = RunCallback(args, env, algorithm.learner_state, watchdog, checkpoint, made_with)
         at_end.callback(callback.checkpointer.close)
         try:
             with console_while_training(limits_of(args), quiet=args.quiet) as callback.progress:
@@ -234,8 +242,12 @@ def check_launcher(parser: ArgumentParser) -> None:
         sys.exit(2)
 
 
-def check_same_start(argv: Sequence[str] | None) -> None:
+def check_same_start(argv: Sequence[str] | None, *functions: Callable[..., Any]) -> None:
     """Raise ValueError on a rank whose flags, packages or code are not rank 0's.
+
+    Args:
+        argv: the command line; None is the process's own.
+        functions: of the script and of the algorithm, as for `source_digests`.
 
     Collective: every rank must call it.
     """
@@ -244,22 +256,13 @@ def check_same_start(argv: Sequence[str] | None) -> None:
         return
     flags = " ".join(sys.argv[1:] if argv is None else argv)
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
-    own = {"flags": flags, "versions": versions, "code": source_digest()}
-    for name, first in comm.bcast(own).items():
-        if own[name] != first:
-            raise ValueError(f"started with other {name} than rank 0: {own[name]}, not {first}")
-
-
-def source_digest() -> str:
-    """Return a digest of this program's own source: the script, and the packages next to it."""
-    here = Path(__file__).parent
-    paths = [*sorted(here.glob("*.py")), *sorted(here.parent.glob("ppo1/*.py"))]
-    script = Path(sys.argv[0])
-    paths += [script] if script.is_file() else []
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
+    own = {"flags": flags, "versions": versions}, source_digests(*functions)
+    first, code = comm.bcast(own)
+    for name, value in first.items():
+        if own[0][name] != value:
+            raise ValueError(f"started with other {name} than rank 0: {own[0][name]}, not {value}")
+    if files := changed_files(code, own[1]):
+        raise ValueError(f"started with other code than rank 0, in {files}")
 
 
 def start_watchdog(stall_timeout: float) -> Watchdog:
@@ -310,6 +313,7 @@ class RunCallback:
         learner_state: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]],
         watchdog: Watchdog,
         checkpoint: dict[str, Any] | None,
+        made_with: dict[str, Any],
     ) -> None:
         """Take over the signals."""
         lengths = [] if checkpoint is None else logged_lengths(checkpoint)
@@ -327,7 +331,7 @@ class RunCallback:
             collect=self.collect,
             header={
                 "arguments": vars(args),
-                "versions": package_versions(),
+                **made_with,
                 # Of ranks that the run once had, whose files stay
                 "former_ranks": lengths[MPI.COMM_WORLD.Get_size() :],
             },
@@ -542,6 +546,7 @@ def begin_run(
         args.seed = secrets.randbelow(2**31)
     args.seed = comm.bcast(args.seed)  # rank 0's counts
     earlier = None
+    overtaken: list[str] = []
 
     def open_logs() -> None:
         nonlocal earlier
@@ -552,7 +557,8 @@ def begin_run(
         lock.take(folder, wait_seconds=LOCK_SECONDS if resumes else 0.0, say=logger.log)
         if checkpoint is not None:
             earlier = cut_logs(folder, checkpoint)
-            tidy_checkpoints(folder / "checkpoints", checkpoint["shared"]["iters_so_far"])
+            iteration = checkpoint["shared"]["iters_so_far"]
+            overtaken.extend(tidy_checkpoints(folder / "checkpoints", iteration))
         elif resumes and has_checkpoints(folder):  # which this run found without any
             raise ValueError(f"another run was just now in {str(folder)!r}: --resume it again")
         else:
@@ -570,6 +576,8 @@ def begin_run(
     if earlier is not None:
         what = "The run that was there" if is_new else "What ranks logged after the checkpoint"
         logger.log(f"{what} is now in {earlier}")
+    if overtaken:
+        logger.log(f"Set aside, for the run resumes before them: {', '.join(overtaken)}")
     ranks = counted(comm.Get_size(), "rank")
     logger.log(f"{title} on {args.env}, preset {args.preset}, {ranks}, seed {args.seed}")
     logger.log(", ".join(f"{name} {version}" for name, version in package_versions().items()))
@@ -621,20 +629,8 @@ def run_config(args: argparse.Namespace, argv: Sequence[str] | None) -> dict[str
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": git_commit(),
         "versions": package_versions(),
-        "mpi": " ".join(MPI.Get_library_version().split("\n")[0].split()),
+        "mpi": mpi_library(),
     }
-
-
-@functools.cache
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that decide what a run gives."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def git_commit() -> str | None:
@@ -681,35 +677,73 @@ def check_fits(
             set_env_state(env, env_state)
 
 
-def resumed_state(checkpoint: dict[str, Any] | None) -> tuple[dict[str, Any] | None, Any]:
+def resumed_state(
+    checkpoint: dict[str, Any] | None, made_with: dict[str, Any]
+) -> tuple[dict[str, Any] | None, Any]:
     """Return the state for `learn`, and the environment's, of this rank; None where there is none.
 
     With another number of ranks, or an environment whose state is not known, the environments
-    begin a fresh episode; a line says so.
+    begin a fresh episode. A line says so, or whether the run will be what it would have been.
+
+    Args:
+        checkpoint: to resume from, if any.
+        made_with: versions, code and machine of this process.
     """
     if checkpoint is None:
         return None, None
     comm = MPI.COMM_WORLD
     state, ranks = dict(checkpoint["shared"]), checkpoint["ranks"]
     iteration = state["iters_so_far"]
-    if len(ranks) != comm.Get_size():
-        logger.log(
-            f"Resuming before iteration {iteration}, the number of ranks now {comm.Get_size()} "
-            f"instead of {len(ranks)}: not exactly what the run would have been"
-        )
-        return state, None
-    own = ranks[comm.Get_rank()]
-    state["random"] = own["random"]
-    if own["env"] is None and iteration > 0:  # before 0, its seed says all
-        logger.log(
-            f"Resuming before iteration {iteration} with fresh episodes: the environment's own "
-            "state cannot be saved"
-        )
+    has_same_ranks = len(ranks) == comm.Get_size()
+    own: dict[str, Any] = ranks[comm.Get_rank()] if has_same_ranks else {"env": None}
+    if has_same_ranks:
+        state["random"] = own["random"]
+    is_fresh = (
+        has_same_ranks and own["env"] is None and iteration > 0
+    )  # before 0, its seed says all
+    logger.log(
+        f"Resuming before iteration {iteration}{how_exactly(checkpoint, made_with, is_fresh)}"
+    )
+    if not has_same_ranks or is_fresh:
         return state, None
     if "carry" in own:  # which a run that was stopped before its first segment has not
         state["carry"] = own["carry"]
-    logger.log(f"Resuming before iteration {iteration}, exactly")
     return state, own["env"]
+
+
+def how_exactly(checkpoint: dict[str, Any], made_with: dict[str, Any], is_fresh: bool) -> str:
+    """Return the end of a line on resuming: is the run what it would have been, and why not.
+
+    Args:
+        checkpoint: its content.
+        made_with: versions, code and machine of this process.
+        is_fresh: whether the environments begin fresh episodes.
+    """
+    saved_code, saved_machine = checkpoint.get("code"), checkpoint.get("machine")
+    if is_fresh:
+        return " with fresh episodes: the environment's own state cannot be saved"
+    perhaps = differences(checkpoint.get("versions", {}), made_with["versions"])
+    if saved_machine is not None:
+        perhaps += differences(saved_machine, made_with["machine"])
+    if files := changed_files(saved_code or made_with["code"], made_with["code"]):
+        perhaps.append(f"the code now another in {files}")
+    changed = checkpoint.get("changed", {})
+    surely = differences(
+        {flag(name): checkpoint["arguments"].get(name) for name in changed},
+        {flag(name): value for name, value in changed.items()},
+    )
+    size, saved_size = MPI.COMM_WORLD.Get_size(), len(checkpoint["ranks"])
+    surely += differences({"the number of ranks": saved_size}, {"the number of ranks": size})
+    if perhaps or surely:
+        verdict = "not exactly" if surely else "not necessarily exactly"
+        return f", {', '.join(perhaps + surely)}: {verdict} what the run would have been"
+    conditions = []
+    if saved_code is None or saved_machine is None:
+        conditions.append("if code and machine are the same, which the checkpoint does not say")
+    if (was_compiled := checkpoint["shared"].get("compiled")) is not None:
+        again = "if the update compiles again", "unless the update compiles this time"
+        conditions.append(again[not was_compiled])
+    return " ".join([", exactly", ", and ".join(conditions)]).rstrip()
 
 
 def logged_lengths(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:

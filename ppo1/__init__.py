@@ -1,5 +1,8 @@
 """PPO as one process per actor under MPI: OpenAI baselines' `ppo1` on PyTorch."""
 
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +13,21 @@ if TYPE_CHECKING:
 __all__ = ["load_policy", "load_variables", "save_policy"]
 
 
+def _check_common() -> None:
+    """Raise ImportError if `common` is not the package next to this one but somebody else's."""
+    spec = sys.modules["common"].__spec__ if "common" in sys.modules else find_spec("common")
+    found = spec.origin if spec else None
+    ours = Path(__file__).resolve().parent.with_name("common")
+    if found is None or Path(found).resolve().parent != ours:
+        raise ImportError(
+            f"ppo1 needs its own package 'common', {ours}, but Python finds "
+            + (f"another one first, {found}: rename that, or start elsewhere" if found else "none")
+        )
+
+
+_check_common()
+
+
 def __getattr__(name: str) -> Any:
     # Not before they are asked for: importing a package loads no torch.
     if name in __all__:
@@ -17,3 +35,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(saved_policy, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

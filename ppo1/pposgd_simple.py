@@ -32,7 +32,7 @@ from common.monitor import find_monitor, frame_counter
 from common.mpi_adam import MpiAdam
 from common.mpi_moments import mpi_moments
 from common.mpi_util import CollectiveError, wait_for_all
-from common.torch_util import FlatLayout, compile_function, functional_network
+from common.torch_util import FlatLayout, compile_function, count_compiled, functional_network
 from common.watchdog import patience
 from ppo1.policy import Policy, TorchPolicy
 
@@ -474,6 +474,7 @@ def learn(
     truerewbuffer: deque[float] = deque(saved.get("truerewbuffer", ()), maxlen=100)
     episodes_monitored = 0 if monitor is None else len(monitor.get_episode_lengths())
     seg: Segment | None = None
+    is_compiled: bool | None = saved.get("compiled")  # None: that was not tried
     if state is not None:
         restore_learner(pi, adam, state)
 
@@ -517,9 +518,18 @@ def learn(
                     updates * iterations > UPDATES_WORTH_COMPILING
                     or max_seconds > SECONDS_WORTH_COMPILING
                 )
+                was_compiled, is_compiled = is_compiled, None
                 if compile or (compile is None and is_long):
                     rows = torch.arange(batchsize, device=adam.theta.device)
-                    compile_in_turn(comm, adam, lossandgrad, columns, rows, cur_clip)
+                    is_compiled = compile_in_turn(
+                        comm, adam, lossandgrad, columns, rows, cur_clip, bool(compile)
+                    )
+                if was_compiled is not None and was_compiled != bool(is_compiled):
+                    was, now = ("was", "is not") if was_compiled else ("was not", "is")
+                    logger.warn(
+                        f"The saved run's update {was} compiled, this one's {now}: "
+                        "not exactly what the run would have been"
+                    )
             rows = torch.arange(len(seg["ob"]), device=adam.theta.device)
             d = Dataset({"rows": rows}, deterministic=pi.recurrent)
 
@@ -603,6 +613,7 @@ def learner_state(local: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
         "time_elapsed": time.time() - local["tstart"],
         "theta": adam.getflat(), "adam_m": adam.m, "adam_v": adam.v, "adam_t": adam.t,
         "shapes": [tuple(variable.shape) for variable in pi.get_trainable_variables()],
+        "compiled": local.get("is_compiled"),
     }  # fmt: skip
     if hasattr(pi, "ob_rms"):
         shared["ob_rms"] = {name: getattr(pi.ob_rms, name) for name in RMS_SUMS}
@@ -721,33 +732,50 @@ def compile_in_turn(
     columns: Batch,
     rows: Tensor,
     clip_param: Tensor,
-) -> None:
+    was_asked: bool,
+) -> bool:
     """Compile on the first rank of each machine, then, from its cache, on the others.
 
-    Where that is not possible, a line in the log says why, and the eager path stays.
+    Where one rank cannot, a line in the log says which and why, and all stay eager: the others
+    would wait for it, and their gradients would be rounded otherwise than its own.
+
+    Returns:
+        whether the update is compiled, on all ranks.
 
     Collective: every rank must call it.
     """
     machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    start = time.time()
+    start, problem, before = time.time(), None, count_compiled()
+    is_one = comm.Get_size() == 1 and adam.theta.device.type == "cpu"
     for first in (True, False):
         if first == (machine.Get_rank() == 0):
             try:
                 if comm.Get_rank() == 0:
                     logger.log("Compiling the update ...")
                 with patience(COMPILE_SECONDS):
-                    if comm.Get_size() == 1 and adam.theta.device.type == "cpu":
+                    if is_one:
                         lossandgrad.compile_update(adam, columns, rows, clip_param)
                     else:
                         lossandgrad.compile(columns, rows, clip_param)
                         adam.compile()
-                logger.log(f"Compiled the update in {time.time() - start:.1f} s")
             except Exception as error:
-                reason = (str(error) or repr(error)).strip().splitlines()[0]
-                logger.warn(f"Not compiling the update, which is slower: {reason}")
+                problem = (str(error) or repr(error)).strip().splitlines()[0]
         wait_for_all(machine)
     machine.Free()
     wait_for_all(comm)  # other machines may still compile
+    problems = comm.allgather(problem)
+    failed = [rank for rank, problem in enumerate(problems) if problem is not None]
+    anew, cached = (now - then for now, then in zip(count_compiled(), before, strict=True))
+    if failed:
+        lossandgrad.compiled = lossandgrad.compiled_update = None
+        where = "" if len(failed) == len(problems) else f"rank {', '.join(map(str, failed))}: "
+        text = f"Not compiling the update, which is slower: {where}{problems[failed[0]]}"
+        logger.warn(f"WARNING: cannot compile as asked. {text}" if was_asked else text)
+        return False
+    parts = "gradient and step in one" if is_one else "gradient and step apart"
+    origin = ", anew" if anew else ", from the cache" if cached else ""
+    logger.log(f"Compiled the update in {time.time() - start:.1f} s ({parts}{origin})")
+    return True
 
 
 @torch.no_grad()

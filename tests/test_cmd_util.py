@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+import run_atari
+import run_mujoco
 from common import cmd_util, logger
 from common.monitor import load_results
 
@@ -125,6 +127,43 @@ def test_a_bad_command_line_gets_one_line_and_exit_code_2(command, message, caps
     assert err.endswith("(--help lists the flags)\n")
 
 
+@pytest.mark.parametrize(
+    "command, advice",
+    [
+        ("--total-timesteps 9", "did you mean --num-timesteps?"),
+        ("--learning_rate=3e-4", "did you mean --optim-stepsize?"),
+        ("--gae-lambda 0.9", "did you mean --lam?"),
+        ("--epochs 3", "did you mean --max-iters or --optim-epochs?"),
+        ("--nminibatches 4", "did you mean --optim-batchsize (its rows, not their number)?"),
+        ("--max-grad-norm 0.5", "ppo1 does not clip gradients"),
+        ("--n-envs 8 --lr 1 --vf_coef -1 --colour",
+         "--n-envs: did you mean --num-procs?; --lr: did you mean --optim-stepsize?; --vf-coef: "
+         "ppo1 has no weight of the value loss, it is 1"),
+    ],
+)  # fmt: skip
+def test_what_other_libraries_call_a_flag_is_known(command, advice, capsys):
+    with pytest.raises(SystemExit):
+        parse(*command.split())
+    flags = command.replace("_", "-")
+    error = capsys.readouterr().err
+    assert f"error: unrecognized arguments: {flags}; {advice} (--help" in error
+
+
+def test_only_the_scripts_own_flags_are_suggested():
+    assert run_atari.arg_parser()._hint("--network") == "did you mean --kind?"
+    want = "did you mean --hid-size or --num-hid-layers?"
+    assert run_mujoco.arg_parser()._hint("--network") == want
+
+
+def test_the_table_of_names_is_of_flags_that_exist_and_of_none_of_ours():
+    parsers = (run_mujoco.arg_parser(), run_atari.arg_parser())
+    ours = {flag for parser in parsers for flag in parser._option_string_actions}
+    to_come = {"--env-kwargs", "--max-episode-steps"}
+    for flag, names in cmd_util.OTHER_NAMES.items():
+        assert not flag.startswith("--") or flag.split()[0] in ours | to_come
+        assert not ours & {f"--{name}" for name in names.split()}
+
+
 @pytest.mark.parametrize("preset, gamma", [("plain", 0.9), ("other", 0.8)])
 def test_help_shows_the_presets_defaults(preset, gamma, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
@@ -168,6 +207,36 @@ def test_a_package_is_imported_and_stays_in_the_id(tmp_path, monkeypatch):
         gym.registry.pop("Fresh-v0", None)
 
 
+def test_the_shells_folder_is_searched_last_for_a_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    for name, source in {
+        "shell_cart": "import gymnasium\ngymnasium.register('Cart-v0', entry_point=lambda: None)\n",
+        "shell_needs": "import not_installed_here",
+        "shell_common": "from common import helpers",
+        "shell_helpers": "import common.helpers",
+        "logging": "",  # must not hide Python's
+    }.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "__init__.py").touch()
+    (tmp_path / "common" / "helpers.py").touch()
+    try:
+        assert cmd_util.resolve_env_id("shell_cart:Cart-v0") == "shell_cart:Cart-v0"
+    finally:
+        gym.registry.pop("Cart-v0", None)
+    assert sys.path[-1] == str(tmp_path)
+    with pytest.raises(ValueError, match="'not_installed_here' is missing: pip install not_inst"):
+        cmd_util.resolve_env_id("shell_needs:Cart-v0")
+    ours = os.path.dirname(cmd_util.__file__)
+    for name in ("shell_common", "shell_helpers"):
+        want = (
+            f"; 'common' is ppo1's, in {ours}, and hides the one in {tmp_path}/common: rename that"
+        )
+        with pytest.raises(ValueError, match=re.escape(want)):
+            cmd_util.resolve_env_id(f"{name}:Cart-v0")
+
+
 @pytest.mark.parametrize(
     "env_id, message",
     [
@@ -178,7 +247,14 @@ def test_a_package_is_imported_and_stays_in_the_id(tmp_path, monkeypatch):
         ("FetchReach-v9", "did you mean FetchReach-v4"),
         ("Qwzxkjy-v0", "^unknown environment 'Qwzxkjy-v0'$"),
         ("tests.envs:toy/raise-v0", "did you mean toy/raises-v0"),
-        ("nopackage:A-v0", "'nopackage:A-v0': module 'nopackage' is missing: pip install nopack"),
+        (
+            "nopackage:A-v0",
+            "'nopackage:A-v0': no module 'nopackage' in /.* or on Python's path: sta",
+        ),
+        (
+            "tests.nomodule:A-v0",
+            "no module 'tests.nomodule' in /.*: start in its folder, set PYTHON",
+        ),
         (":A-v0", "environment ':A-v0': Empty module name"),
     ],
 )

@@ -144,6 +144,65 @@ def test_runs_without_rows_are_left_out(tmp_path):
 # Curves
 
 
+OTHERS = {
+    "sb3": {"progress.csv": "rollout/ep_rew_mean,time/total_timesteps\n1.0,100\n"},
+    "ppo2": {"progress.csv": "eprewmean,misc/total_timesteps\n1.0,100\n"},
+    "torn": {"progress.csv": "a,b\n1,2\n1,2,3,4\n"},
+    "bytes": {"progress.csv": b"\xff\xfe\x00"},
+    "words": {"progress.csv": "EpRewMean,TimestepsSoFar\nhigh,1\n"},
+    "gpu": {"gpu.monitor.csv": "time,load\n1,2\n"},
+    "nulls": {"0.monitor.csv": '#{"t_start": 1}\nr,l,t\n\0,\0,\0\n'},
+    "long": {"0.monitor.csv": '#{"t_start": 1}\nr,l,t\n1,1,' + "1" * 200_000 + "\n"},
+    "header": {"0.monitor.csv": "#" + "[" * 100_000 + "\nr,l,t\n"},
+    "list": {"progress.csv": "EpRewMean,TimestepsSoFar\n1,1\n", "config.json": "[1, 2]"},
+    "deep": {"progress.csv": "EpRewMean,TimestepsSoFar\n1,1\n", "config.json": "[" * 100_000},
+    "arguments": {"progress.csv": "EpRewMean,TimestepsSoFar\n1,1\n",
+                  "config.json": '{"arguments": [1]}'},
+}  # fmt: skip
+
+
+def write_others(folder):
+    for name, files in OTHERS.items():
+        for file, content in files.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            data = content if isinstance(content, bytes) else content.encode()
+            (folder / name / file).write_bytes(data)
+    (folder / "directory" / "0.monitor.csv").mkdir(parents=True)
+
+
+def test_other_programs_folders_are_left_out_with_a_warning_each(tmp_path, capsys):
+    write_run(tmp_path / "ours", rows=line_rows([1, 2]), ranks=[[(5.0, 100, 1.0)]])
+    write_others(tmp_path)
+    names = [*OTHERS, "directory"]
+    main([str(tmp_path), "-o", str(tmp_path / "curves.png"), "--table"])
+    out, err = capsys.readouterr()
+    (row,) = [line.split() for line in out.splitlines() if "Hopper-v4" in line]
+    assert row[1:5] == ["ppo1", "1", "100", "5.00"]
+    for name in names:
+        assert err.count(f"warning: {tmp_path / name}: left out, ") == 1 + (name == "words"), err
+    assert len(err.splitlines()) == len(names) + 1  # no monitor file for the table, no curve either
+    assert "sb3/progress.csv is another program's: no column 'TimestepsSoFar' among rollout/" in err
+    for name in names:  # where nothing is left, it is an error
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / name), "-o", str(tmp_path / "none.png")])
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_another_programs_monitor_files_are_drawn_beside_ours(tmp_path):
+    """As Stable-Baselines3 writes them, in baselines' format, next to a progress.csv of its own."""
+    write_run(tmp_path / "ours", rows=line_rows([1, 2]), ranks=[[(5.0, 100, 1.0), (6.0, 50, 2.0)]])
+    (tmp_path / "sb3").mkdir()
+    (tmp_path / "sb3" / "progress.csv").write_text(OTHERS["sb3"]["progress.csv"])
+    write_monitor(tmp_path / "sb3" / "0.monitor.csv", "Hopper-v4", [(7.0, 10, 1.0), (8.0, 9, 2.0)])
+    runs = load_runs([tmp_path])
+    assert [(run.label, run.progress is None) for run in runs] == [
+        ("ppo1", False), (tmp_path.name, True),
+    ]  # fmt: skip
+    (axes,) = plot_curves(runs).axes
+    assert sorted(line.get_ydata()[-1] for line in data_lines(axes)) == [5.5, 7.5]
+
+
 def test_curve_leaves_out_what_is_not_finite_and_repeated_steps(tmp_path):
     rows = line_rows([math.nan, 2, 3, 4])
     rows[2]["TimestepsSoFar"] = rows[1]["TimestepsSoFar"]  # no episode ended between

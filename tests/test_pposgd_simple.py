@@ -1,4 +1,5 @@
 import math
+import re
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -17,7 +18,13 @@ from common.torch_util import FlatLayout
 from ppo1 import pposgd_simple
 from ppo1.cnn_policy import CnnPolicy
 from ppo1.mlp_policy import MlpPolicy
-from ppo1.pposgd_simple import add_vtarg_and_adv, learn, ppo_losses, traj_segment_generator
+from ppo1.pposgd_simple import (
+    add_vtarg_and_adv,
+    learn,
+    learner_state,
+    ppo_losses,
+    traj_segment_generator,
+)
 from tests.conftest import assert_close, load_golden
 from tests.envs import Countdown
 from tests.ranks import on_ranks
@@ -807,8 +814,53 @@ def test_what_cannot_be_compiled_trains_eagerly_after_one_line(broken, monkeypat
         "compiler": "No working C++ compiler found",
         "policy": "Plain is not a torch.nn.Module",
     }
-    assert lines == [f"Not compiling the update, which is slower: {reason[broken]}"]
+    asked = "WARNING: cannot compile as asked. "
+    assert lines == [f"{asked}Not compiling the update, which is slower: {reason[broken]}"]
     assert len(rows) == 2
+
+
+@pytest.mark.parametrize("others", ["No compiler here", None])
+def test_where_one_rank_cannot_compile_none_does_and_a_line_says_which(others, capsys):
+    """Rank 0 of three, whose own compilation fails as the last one's, or alone."""
+    comm = SimpleNamespace(
+        Get_rank=lambda: 0, Get_size=lambda: 3, Split_type=lambda _: MPI.COMM_SELF.Dup(),
+        allgather=lambda problem: [problem, None, others],
+    )  # fmt: skip
+    adam = SimpleNamespace(theta=torch.zeros(1), compile=lambda: None)
+    lossandgrad = SimpleNamespace(compiled_update=None)
+
+    def compile(*_):
+        lossandgrad.compiled = "a function"
+        if others is None:
+            raise RuntimeError("No space left\nand more")
+
+    lossandgrad.compile = compile
+    assert not pposgd_simple.compile_in_turn(comm, adam, lossandgrad, {}, None, None, False)
+    assert lossandgrad.compiled is None
+    where = "rank 2: No compiler here" if others else "rank 0: No space left"
+    want = f"Not compiling the update, which is slower: {where}"
+    assert logged_lines(capsys) == ["Compiling the update ...", want]
+
+
+@pytest.mark.parametrize("was, now", [(True, False), (False, True), (None, True), (True, True)])
+def test_a_resume_says_whether_its_update_is_compiled_as_the_saved_one(
+    was, now, monkeypatch, capsys
+):
+    monkeypatch.setattr(pposgd_simple, "compile_in_turn", lambda *_: now)
+    states = []
+
+    def note(local, _):
+        states.append({k: v for part in learner_state(local) for k, v in part.items()})
+
+    run(max_iters=1, callback=note)
+    state = {**states[0], "compiled": was}
+    run(max_iters=1, callback=note, compile=True, state=state)
+    assert states[-2]["compiled"] == was  # not known better yet
+    assert states[-1]["compiled"] == now
+    text = {True: "was compiled, this one's is not", False: "was not compiled, this one's is"}
+    said = "not exactly what the run would have been" in (out := capsys.readouterr().out)
+    assert said == (was not in (None, now))
+    assert not said or text[was] in out
 
 
 class PlainModule(torch.nn.Module, Plain):
@@ -826,7 +878,10 @@ def test_any_module_that_keeps_to_the_protocol_is_compiled(capsys):
     compiled, _ = run(Bandit(4), PlainModule, max_iters=3, compile=True)
     lines = logged_lines(capsys)
     begun = lines.index("Compiling the update ...")
-    assert lines[begun + 1].startswith("Compiled the update in")
+    assert re.fullmatch(
+        r"Compiled the update in \d+\.\d s \(gradient and step in one, (anew|from the cache)\)",
+        lines[begun + 1],
+    )
     for got, want in zip(compiled.parameters(), eager.parameters(), strict=True):
         assert_close(got.detach(), want.detach())
     assert compiled.logits.any()

@@ -1,18 +1,26 @@
 """What a run that is resumed takes from the command line; in this process."""
 
+import hashlib
 import os
+import re
 import shutil
 import signal
+import sys
+import threading
 from argparse import Namespace
 
 import numpy as np
 import pytest
+import torch
 
 import run_mujoco
 from common import checkpoint
-from common.checkpoint import checkpoint_files, read_checkpoint
+from common.checkpoint import checkpoint_files, read_checkpoint, write_checkpoint
+from common.provenance import machine_facts
 from common.run import STARTUP_SECONDS, RunCallback
+from tests.ranks import ROOT
 from tests.test_damaged_checkpoints import RUN, finished  # noqa: F401  # a fixture
+from tests.test_resume import assert_equal
 
 
 @pytest.fixture
@@ -88,6 +96,97 @@ def test_a_signal_whose_save_fails_is_a_failure(run, monkeypatch, capsys):
         run_mujoco.main(["--resume", "run"])
     assert leave.value.code == 1
     assert "stopped by SIGUSR1, but NOT saved" in (run / "log.txt").read_text()
+
+
+EXACTLY = [
+    ({}, "exactly"),
+    ({"versions.numpy": "2.4.5"},
+     f", numpy now {np.__version__} instead of 2.4.5: not necessarily exactly what the run would "
+     "have been"),
+    ({"versions.numpy": None}, f", numpy now {np.__version__} instead of None: not necessarily"),
+    ({"versions.jax": "1.0"}, ", jax now None instead of 1.0: not necessarily exactly"),
+    ({"machine.processor": "Abacus"}, r", processor now .+ with \w+ instead of Abacus: not nece"),
+    ({"machine.MPI library": "LAM"}, r", MPI library now .+ instead of LAM: not necessarily exac"),
+    ({"code.common/logger.py": "f0"}, ", the code now another in common/logger.py: not necessar"),
+    ({f"code.mine/{name}.py": "f0" for name in "abcde"},
+     ", the code now another in mine/a.py, mine/b.py, mine/c.py and 2 more: not necessarily"),
+    ({"code": None, "machine": None},
+     ", exactly if code and machine are the same, which the checkpoint does not say"),
+    ({"shared.compiled": True}, ", exactly if the update compiles again"),
+    ({"shared.compiled": False}, ", exactly unless the update compiles this time"),
+    ({"versions.numpy": "2.4.5", "--gamma": 0.9},
+     r", numpy now .+, --gamma now 0.9 instead of 0.99: not exactly what the run would have been"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(EXACTLY)))
+def test_exactly_is_said_only_if_nothing_differs(case, run, capsys):
+    """Of what decides the last bits: packages, code, processor, MPI, flags, compilation."""
+    changes, want = EXACTLY[case]
+    newest = checkpoint_files(run / "checkpoints")[0]
+    content = read_checkpoint(newest)
+    flags = []
+    for name, value in changes.items():
+        *path, last = name.split(".", 1)
+        if name.startswith("--"):
+            flags += [name, str(value), "--override"]
+        elif value is None:
+            del (content[path[0]] if path else content)[last]
+        else:
+            content[path[0]][last] = value
+    write_checkpoint(newest, content)
+    run_mujoco.main(["--resume", "run", *flags])
+    (line,) = re.findall("^Resuming before .*", (run / "log.txt").read_text(), re.M)
+    assert re.match(f"Resuming before iteration 4,? ?{want}", line)
+    assert want != "exactly" or line.endswith("4, exactly")
+
+
+def test_the_code_is_that_of_program_script_environment_and_policy(run, tmp_path, monkeypatch):
+    """As it was when the run began, whatever is edited while it trains."""
+    source = (ROOT / "tests" / "envs.py").read_text().replace("toy/", "copied/")
+    (tmp_path / "copied_envs.py").write_text(source)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    flags = [*RUN, "--env", "copied_envs:copied/dict-v0", "--log-path", "own", "--max-iters", "2"]
+
+    def edit(self, local, global_, call=checkpoint.Checkpointer.__call__):
+        (tmp_path / "copied_envs.py").write_text(f"{source}# edited")
+        call(self, local, global_)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "__call__", edit)
+    run_mujoco.main(flags)
+    newest = checkpoint_files(tmp_path / "own" / "checkpoints")[0]
+    code = read_checkpoint(newest)["code"]
+    for path in ("common/logger.py", "ppo1/policy.py", "run_mujoco.py"):
+        assert code[path] == hashlib.sha256((ROOT / path).read_bytes()).hexdigest()[:12]
+    assert code["copied_envs.py"] == hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def test_where_several_ranks_run_counts_and_their_processors():
+    here = [("Xeon", "a"), ("Xeon", "b"), ("Epyc", "b"), ("Xeon", "a")]
+    comm = Namespace(allgather=lambda own: here[: comm.size], size=4)
+    facts = machine_facts(torch.device("cpu"), comm)
+    assert (facts["processor"], facts["machines of the ranks"]) == ("Xeon and Epyc", "1 2 2 1")
+    comm.size = 2  # whose sum is the same wherever it is taken
+    assert machine_facts(torch.device("cpu"), comm).keys() == {"processor", "MPI library"}
+
+
+def test_what_the_resumed_checkpoint_overtakes_is_in_the_log(run):
+    path = run / "checkpoints" / "iteration-000000002.ckpt"
+    run_mujoco.main(["--resume", str(path)])
+    line = "Set aside, for the run resumes before them: iteration-000000004.ckpt\n"
+    assert line in (run / "log.txt").read_text()
+
+
+def test_main_in_a_thread_trains_as_anywhere(run, tmp_path, capsys):
+    flags = [*RUN, "--log-format", "stdout,log,csv", "--log-path", "thread"]
+    thread = threading.Thread(target=run_mujoco.main, args=(flags,))
+    handler = signal.getsignal(signal.SIGTERM)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is handler
+    out = capsys.readouterr().out
+    assert out.count("WARNING: a signal will not stop and save this run: it is not in the pro") == 1
+    assert_equal(tmp_path / "thread", run)
 
 
 def test_a_short_stall_timeout_waits_for_the_first_update():

@@ -1,3 +1,5 @@
+import importlib
+import re
 import subprocess
 import sys
 
@@ -179,3 +181,27 @@ def test_what_cannot_be_loaded(tmp_path):
 def test_importing_the_package_loads_no_torch():
     code = "import sys, ppo1; assert 'torch' not in sys.modules; ppo1.load_policy"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_dir_lists_what_the_package_offers():
+    assert {"load_policy", "load_variables", "save_policy", "__doc__"} <= set(dir(ppo1))
+    assert all(hasattr(ppo1, name) for name in dir(ppo1))
+
+
+@pytest.mark.parametrize("found", ["common/__init__.py", "common.py"])
+def test_somebody_elses_common_is_named_with_both_paths(found, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("common", "ppo1")]:
+        monkeypatch.delitem(sys.modules, name)
+    theirs = tmp_path / found
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    want = (
+        f"ppo1 needs its own package 'common', {ROOT}/common, but Python finds another one first, "
+        f"{theirs}: rename that, or start elsewhere"
+    )
+    with pytest.raises(ImportError, match=f"^{re.escape(want)}$"):
+        importlib.import_module("ppo1")
+    importlib.import_module("common")  # theirs, imported already
+    with pytest.raises(ImportError, match=f"^{re.escape(want)}$"):
+        importlib.import_module("ppo1")
