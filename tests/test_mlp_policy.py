@@ -100,7 +100,7 @@ def test_acting_follows_the_parameters_wherever_they_move():
     policy.ob_rms.update(np.random.randn(50, 11) * 3 + 1)
     values.append(check())
     other = copy.deepcopy(policy)
-    assert other.act(False, ob)[1] == values[-1]
+    assert other.act(False, ob)[1] == policy.act(False, ob)[1]
     MpiAdam(policy.get_trainable_variables()).setfromflat(adam.getflat() * 0.3)
     values.append(check())
     assert values[0] == values[1]
