@@ -24,6 +24,30 @@ NETWORKS = {
 }
 
 
+def what_to_do(shape: tuple[int, ...], dtype: Any) -> str | None:
+    """Return what makes images of observations that are none, and None for images.
+
+    Images count as channels-first if they have fewer rows than columns and than channels.
+    """
+    if len(shape) == 3 and shape[0] < min(shape[1:]):
+        return (
+            "these come channels first; gymnasium.wrappers.TransformObservation with "
+            "numpy.moveaxis(ob, 0, -1) puts them last"
+        )
+    if len(shape) == 2:
+        return f"gymnasium.wrappers.ReshapeObservation to {(*shape, 1)} adds the channel"
+    if len(shape) == 4:
+        return (
+            "each is several images, whose channels have to be put side by side; "
+            "gymnasium.wrappers.TransformObservation does that with a function of yours"
+        )
+    if len(shape) != 3:
+        return "MlpPolicy takes these"
+    if dtype != np.uint8:
+        return "leave the pixels as they are, 0 to 255, unscaled; the policy divides by 255"
+    return None
+
+
 class CnnPolicy(TorchPolicy):
     """Convolutions without padding, ReLU, one dense layer, then logits and value."""
 
@@ -48,9 +72,9 @@ class CnnPolicy(TorchPolicy):
         super().__init__(name, ob_space, ac_space)
         if kind not in NETWORKS:
             raise ValueError(f"unknown kind {kind!r}: need one of {', '.join(map(repr, NETWORKS))}")
-        if len(self.ob_shape) != 3 or ob_space.dtype != np.uint8:
+        if remedy := what_to_do(self.ob_shape, self.ob_space.dtype):
             raise ValueError(
-                f"CnnPolicy needs uint8 images (height, width, channels), got {ob_space}"
+                f"CnnPolicy needs uint8 images (height, width, channels), got {ob_space}: {remedy}"
             )
         self.kind = kind
         convolutions, dense_units = NETWORKS[kind]
