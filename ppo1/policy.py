@@ -199,11 +199,12 @@ class TorchPolicy(nn.Module):
             if (ob_rms := getattr(self, "ob_rms", None)) is not None:
                 obs = ob_rms.mean + ob_rms.std * obs
         with undisturbed_generators(), torch.no_grad(), np.errstate(all="ignore"):
-            wanted = self.pdparam_and_vpred(torch.from_numpy(obs))
+            outputs = self.pdparam_and_vpred(torch.from_numpy(obs))
             rows = [[np.array(output) for output in network(ob)] for ob in obs]
+        wanted = (output.cpu().numpy() for output in outputs)
         for got, want in zip(map(np.stack, zip(*rows, strict=True)), wanted, strict=True):
-            tolerance = AGREEMENT * float(want.abs().max().nan_to_num(posinf=0.0))
-            if not np.allclose(got, want.cpu(), rtol=0, atol=tolerance, equal_nan=True):
+            tolerance = AGREEMENT * np.abs(want[np.isfinite(want)]).max(initial=0.0)
+            if not np.allclose(got, want, rtol=0, atol=tolerance, equal_nan=True):
                 return False
         return True
 
@@ -213,7 +214,8 @@ class TorchPolicy(nn.Module):
             self._acts_at = None
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in vars(self).items() if k not in ("_acts_at", "_acting_network")}
+        state = cast(dict[str, Any], super().__getstate__())
+        state = {k: v for k, v in state.items() if k not in ("_acts_at", "_acting_network")}
         return {**state, "_is_flat": self._is_flat()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -221,7 +223,7 @@ class TorchPolicy(nn.Module):
         super().__setstate__(state)
         self._acts_at = None  # what it acted with are views of the original's memory
         if was_flat and not self._is_flat():  # the parameters were copied one by one
-            flatten_parameters(self.get_trainable_variables())
+            flatten_parameters(list(self.parameters()))
 
     def _is_flat(self) -> bool:
         return len({p.untyped_storage().data_ptr() for p in self.parameters()}) == 1

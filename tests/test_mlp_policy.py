@@ -202,3 +202,8 @@ def test_unsupported_observation_spaces_are_named():
     for space in (gym.spaces.Discrete(3), gym.spaces.Dict(a=OB_SPACE)):
         with pytest.raises(ValueError, match="unsupported observation space"):
             make_policy(ob_space=space)
+
+
+def test_actions_may_have_no_components():
+    policy = MlpPolicy("pi", OB_SPACE, gym.spaces.Box(-1, 1, (0,)), 8, 1)
+    assert policy.act(True, np.zeros(11))[0].shape == (0,)
