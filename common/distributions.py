@@ -6,6 +6,7 @@ Differs: torch tensors; `PdType.draw` samples one action in NumPy, for acting wi
 Dimension letters: N rows (any leading shape), P parameters, A action components.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -82,11 +83,23 @@ class PdType:
     def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:
         """Return one action for the environment, from parameters `flat`, (P,).
 
+        Here it comes from the distribution itself; the types below do the same in NumPy.
+
         Args:
             flat: (P,) float32, NumPy.
             rng: where the noise comes from; None gives the mode.
         """
-        raise NotImplementedError
+        pd = self.pdfromflat(torch.from_numpy(flat)[None])
+        if rng is None:
+            return pd.mode()[0].numpy()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))
+            return pd.sample()[0].numpy()
+
+    def __init_subclass__(cls) -> None:
+        """Have a type that changes the distribution alone draw from that one, not its parent's."""
+        if vars(cls).keys() & {"pdclass", "pdfromflat"} and "draw" not in vars(cls):
+            cls.draw = PdType.draw  # type: ignore[method-assign]
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.__dict__ == other.__dict__
@@ -207,31 +220,48 @@ class CategoricalPdType(PdType):
         return (flat + gumbel_noise(rng, self.ncat)).argmax()
 
 
+# Stands in for logits of choices that a component does not have: of probability 0, but finite, so
+# that 0 * log(0) is no NaN.
+NO_CHOICE = -1e30
+
+
+@functools.cache
+def places_of_choices(nvec: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return each logit's place, (sum(nvec),), in a flattened matrix of A rows of max(nvec)."""
+    choices = np.arange(max(nvec)) < np.array(nvec)[:, None]
+    return np.flatnonzero(choices)
+
+
 class MultiCategoricalPd(Pd):
-    """Several independent choices; parameters are their logits, one after another."""
+    """Several independent choices; parameters are their logits, one after another.
+
+    They are computed as one batch (N, A, max n), in which the shorter ones are padded.
+    """
 
     def __init__(self, flat: Tensor, nvec: Sequence[int]) -> None:
         """Take logits (N, sum(nvec)) and the number of choices of each component."""
         super().__init__(flat)
-        self.categoricals = [CategoricalPd(part) for part in flat.split(list(nvec), dim=-1)]
+        padded = flat
+        if min(nvec) < max(nvec):
+            places = torch.from_numpy(places_of_choices(tuple(nvec))).to(flat.device)
+            padded = flat.new_full((*flat.shape[:-1], len(nvec) * max(nvec)), NO_CHOICE)
+            padded = padded.index_copy(-1, places, flat)
+        self.categoricals = CategoricalPd(padded.unflatten(-1, (len(nvec), max(nvec))))
 
     def mode(self) -> Tensor:
-        return torch.stack([pd.mode() for pd in self.categoricals], dim=-1)
+        return self.categoricals.mode()
 
     def neglogp(self, x: Tensor) -> Tensor:
-        columns = x.unbind(dim=-1)
-        terms = [pd.neglogp(c) for pd, c in zip(self.categoricals, columns, strict=True)]
-        return torch.stack(terms).sum(dim=0)
+        return self.categoricals.neglogp(x).sum(dim=-1)
 
     def kl(self, other: "MultiCategoricalPd") -> Tensor:
-        pairs = zip(self.categoricals, other.categoricals, strict=True)
-        return torch.stack([pd.kl(other_pd) for pd, other_pd in pairs]).sum(dim=0)
+        return self.categoricals.kl(other.categoricals).sum(dim=-1)
 
     def entropy(self) -> Tensor:
-        return torch.stack([pd.entropy() for pd in self.categoricals]).sum(dim=0)
+        return self.categoricals.entropy().sum(dim=-1)
 
     def sample(self) -> Tensor:
-        return torch.stack([pd.sample() for pd in self.categoricals], dim=-1)
+        return self.categoricals.sample()
 
 
 class MultiCategoricalPdType(PdType):
@@ -258,8 +288,9 @@ class MultiCategoricalPdType(PdType):
     def draw(self, flat: NDArray[np.float32], rng: np.random.Generator | None) -> Any:
         if rng is not None:
             flat = flat + gumbel_noise(rng, len(flat))
-        parts = np.split(flat, np.cumsum(self.nvec)[:-1])
-        return np.array([part.argmax() for part in parts], dtype=np.int64)
+        padded = np.full((len(self.nvec), max(self.nvec)), -np.inf, np.float32)
+        padded.flat[places_of_choices(tuple(self.nvec))] = flat
+        return padded.argmax(axis=1)
 
 
 class BernoulliPd(Pd):

@@ -3,6 +3,9 @@
 Source: baselines/common/mpi_running_mean_std.py @ ea25b9e.
 """
 
+import copy
+from typing import Any, Self
+
 import numpy as np
 from mpi4py import MPI
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +16,11 @@ class RunningMeanStd:
 
     mean = float32(sum / count)
     std  = sqrt(max(float32(sumsq / count) - mean * mean, 1e-2)), the subtraction in float32
+
+    Where the mean is over a thousand times the spread, the difference is mostly rounding, and std
+    much too large, as in baselines: `ill_scaled` names such components.
+
+    It can be copied and pickled. `comm` is no part of what is pickled: it becomes COMM_WORLD.
 
     Attributes:
         runningsum: shape `shape`, float64. A view of one vector, as are the next two.
@@ -30,10 +38,28 @@ class RunningMeanStd:
         size = int(np.prod(shape))
         self._totals = np.zeros(2 * size + 1, dtype=np.float64)  # one vector, one Allreduce
         self._totals[size:] = epsilon
+        self._view_totals(shape)
+        self.refresh()
+
+    def _view_totals(self, shape: tuple[int, ...]) -> None:
+        size = len(self._totals) // 2
         self.runningsum = self._totals[:size].reshape(shape)
         self.runningsumsq = self._totals[size:-1].reshape(shape)
         self.count = self._totals[-1:].reshape(())
-        self.refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "comm"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.comm = MPI.COMM_WORLD
+        self._totals = self._totals.copy()
+        self._view_totals(self.mean.shape)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = copy.copy(self)
+        copied.comm = self.comm  # of the same process, which may have no other ranks to wait for
+        return copied
 
     def update(self, x: ArrayLike) -> None:
         """Add all ranks' rows.
@@ -57,3 +83,20 @@ class RunningMeanStd:
         second_moment = np.asarray(self.runningsumsq / self.count, dtype=np.float32)
         variance = np.maximum(second_moment - np.square(self.mean), np.float32(1e-2))
         self.std: NDArray[np.float32] = np.asarray(np.sqrt(variance), dtype=np.float32)
+
+
+def ill_scaled(x: ArrayLike) -> list[tuple[int, ...]]:
+    """Return the indices of the components whose mean is over a thousand times their spread.
+
+    `RunningMeanStd` takes too large a std for them, and they are normalized to nearly nothing: 1e6
+    +- 1 becomes +-0.001. A spread below 0.1, the least std, counts as 0.1. Components that are
+    constant are left out: they become 0 as they should.
+
+    Args:
+        x: (N, *shape), any real dtype.
+    """
+    rows = np.asarray(x, dtype=np.float64)
+    mean, spread = rows.mean(axis=0), rows.std(axis=0)
+    varies = (rows != rows[:1]).any(axis=0)
+    too_large = varies & (np.abs(mean) > 1000 * np.maximum(spread, 0.1))
+    return [tuple(index) for index in np.argwhere(too_large).tolist()]

@@ -96,8 +96,11 @@ def evaluate(
 
     Raises:
         EndlessEpisode: on all ranks, naming the first episode that did not end.
+        FloatingPointError: if one of the policy's variables, or a value that it predicts, is not
+            finite.
     """
     comm = MPI.COMM_WORLD if comm is None else comm
+    _check_finite(pi)
     env = _monitored(env)
     monitor: Any = find_monitor(env)
     limit = max(getattr(env.spec, "max_episode_steps", None) or 0, MAX_EVALUATION_STEPS)
@@ -142,13 +145,22 @@ def play_episode(
         deterministic: take the likeliest action rather than a sample.
         max_steps: leave the game after so many steps.
         is_over: asked after each step whether to leave the game.
+
+    Raises:
+        FloatingPointError: if the policy predicts a value that is not finite.
     """
     monitor: Any = find_monitor(env)
     with _seeded(pi, env, seed):
         ob, _ = env.reset(seed=seed % 2**32)
         games, steps = len(monitor.episode_lengths), 0
         while steps < max_steps and not is_over():
-            ac, _ = pi.act(not deterministic, ob)
+            ac, vpred = pi.act(not deterministic, ob)
+            if not np.isfinite(vpred):
+                culprit = "observation" if not np.isfinite(ob).all() else "policy"
+                raise FloatingPointError(
+                    f"the predicted value is {vpred} at step {steps} of the episode from seed "
+                    f"{seed}: the {culprit} is at fault"
+                )
             ob, _, terminated, truncated, _ = env.step(ac)
             steps += 1
             if (terminated or truncated) and len(monitor.episode_lengths) == games:
@@ -532,6 +544,19 @@ def _seeded(pi: Any, env: gym.Env, seed: int) -> Iterator[None]:
         finally:
             if previous is not None:
                 pi.rng = previous
+
+
+def _check_finite(pi: Any) -> None:
+    """Raise FloatingPointError, naming the variable, unless all of a policy's are finite."""
+    if hasattr(pi, "variables"):
+        variables = pi.variables()
+    else:  # of a torch module of somebody's own
+        variables = dict(getattr(pi, "named_parameters", dict)())
+    for name, value in variables.items():
+        if not torch.as_tensor(value).isfinite().all():
+            raise FloatingPointError(
+                f"the policy's variable {name} holds numbers that are not finite"
+            )
 
 
 def _statistics(values: list[Any]) -> dict[str, float | None]:

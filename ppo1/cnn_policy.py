@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.torch_util import glorot_uniform_conv, normc
-from ppo1.policy import TorchPolicy
+from ppo1.policy import IMAGES, ActingNetwork, TorchPolicy
 
 # Layers as (filters, kernel size, stride), then the units of the dense layer.
 NETWORKS = {
@@ -24,10 +24,36 @@ NETWORKS = {
 }
 
 
+def what_to_do(shape: tuple[int, ...], dtype: Any) -> str | None:
+    """Return what makes images of observations that are none, and None for images.
+
+    Images count as channels-first if they have fewer rows than columns and than channels.
+    """
+    if len(shape) == 3 and shape[0] < min(shape[1:]):
+        return (
+            "these come channels first; gymnasium.wrappers.TransformObservation with "
+            "numpy.moveaxis(ob, 0, -1) puts them last"
+        )
+    if len(shape) == 2:
+        return f"gymnasium.wrappers.ReshapeObservation to {(*shape, 1)} adds the channel"
+    if len(shape) == 4:
+        return (
+            "each is several images, whose channels have to be put side by side; "
+            "gymnasium.wrappers.TransformObservation does that with a function of yours"
+        )
+    if len(shape) != 3:
+        return "MlpPolicy takes these"
+    if dtype != np.uint8:
+        return "leave the pixels as they are, 0 to 255, unscaled; the policy divides by 255"
+    return None
+
+
 class CnnPolicy(TorchPolicy):
     """Convolutions without padding, ReLU, one dense layer, then logits and value."""
 
     ARGUMENTS = ("kind",)
+    NETWORK = (*TorchPolicy.NETWORK, "_output")
+    ob_dtypes = IMAGES
 
     def __init__(
         self, name: str, ob_space: gym.Space, ac_space: gym.Space, kind: str = "large"
@@ -46,9 +72,9 @@ class CnnPolicy(TorchPolicy):
         super().__init__(name, ob_space, ac_space)
         if kind not in NETWORKS:
             raise ValueError(f"unknown kind {kind!r}: need one of {', '.join(map(repr, NETWORKS))}")
-        if len(self.ob_shape) != 3 or ob_space.dtype != np.uint8:
+        if remedy := what_to_do(self.ob_shape, self.ob_space.dtype):
             raise ValueError(
-                f"CnnPolicy needs uint8 images (height, width, channels), got {ob_space}"
+                f"CnnPolicy needs uint8 images (height, width, channels), got {ob_space}: {remedy}"
             )
         self.kind = kind
         convolutions, dense_units = NETWORKS[kind]
@@ -65,8 +91,6 @@ class CnnPolicy(TorchPolicy):
         self._add_dense("lin", height * width * channels, dense_units, std=1.0)
         self._add_dense("logits", dense_units, self.pdtype.param_shape()[0], std=0.01)
         self._add_dense("value", dense_units, 1, std=1.0)
-        self._weights = self.get_trainable_variables()  # a list: no second registration
-        self._views_at: list[int] = []
 
     def _add_dense(self, name: str, inputs: int, outputs: int, std: float) -> None:
         self.register_parameter(f"{name}/kernel", nn.Parameter(normc((inputs, outputs), std)))
@@ -93,53 +117,48 @@ class CnnPolicy(TorchPolicy):
         kernel, bias = self.weights[f"{name}/kernel"], self.weights[f"{name}/bias"]
         return torch.addmm(bias.double(), x.double(), kernel.double()).to(torch.float32)
 
-    def act(self, stochastic: bool, ob: NDArray[Any]) -> tuple[Any, np.float32]:
-        """Return action and value for one observation, computed in NumPy on the same memory.
-
-        For a single image, that takes half as long as torch.
-        """
-        if self._views_at != list(map(Tensor.data_ptr, self._weights)):
-            self._view_parameters()
-        if self._convolutions is None:
-            return super().act(stochastic, ob)
-        self._image[...] = ob
-        self._image /= 255.0
-        for windows, patches, kernel, bias, output in self._convolutions:
-            patches[...] = windows
-            np.dot(patches.reshape(len(output), -1), kernel, out=output)
-            output += bias
-            np.maximum(output, 0.0, out=output)
-        kernels, bias = self._dense
-        # In parts and in float64, as in `forward`
-        x = np.matmul(output.reshape(len(kernels), 1, -1), kernels).sum(axis=0)[0] + bias
-        x = np.maximum(x, 0.0).astype(np.float64)
-        flat, vpred = ((x.dot(kernel) + bias).astype(np.float32) for kernel, bias in self._outputs)
-        return self.pdtype.draw(flat, self.rng if stochastic else None), vpred[0]
-
-    def _view_parameters(self) -> None:
-        """Make NumPy views of the parameters, again whenever those have moved in memory.
+    def _numpy_network(self) -> ActingNetwork | None:
+        """Return the network on NumPy views of the parameters; it takes half as long as torch.
 
         A convolution is the product of the patches of its input, copied beside one another, and
         its kernel, (height * width * in, out). The arrays for these are made here too.
         """
-        self._views_at = list(map(Tensor.data_ptr, self._weights))
-        self._convolutions: list[tuple[NDArray[np.float32], ...]] | None = None
         p = {name: weight.detach() for name, weight in self.weights.items()}
         kernels = [p[f"l{i}/W"].permute(0, 2, 3, 1) for i in range(1, len(self.strides) + 1)]
-        if not all(kernel.is_cpu and kernel.is_contiguous() for kernel in kernels):
-            return  # somebody has put them elsewhere: act through torch
-        self._image = x = np.empty(self.ob_shape, np.float32)
-        self._convolutions = []
+        if not all(weight.is_cpu and weight.dtype == torch.float32 for weight in p.values()):
+            return None  # somebody has put them elsewhere
+        if not all(kernel.is_contiguous() for kernel in kernels):
+            return None
+        image = x = np.empty(self.ob_shape, np.float32)
+        convolutions: list[tuple[NDArray[np.float32], ...]] = []
         for i, (kernel, stride) in enumerate(zip(kernels, self.strides, strict=True), start=1):
             windows = sliding_window_view(x, kernel.shape[1:])[::stride, ::stride, 0]
             height, width, filters = *windows.shape[:2], len(kernel)
             patches = np.empty(windows.shape, x.dtype)  # contiguous, as empty_like would not be
             output = np.empty((height * width, filters), x.dtype)
             matrix, bias = kernel.reshape(filters, -1).numpy().T, p[f"l{i}/b"].flatten().numpy()
-            self._convolutions.append((windows, patches, matrix, bias, output))
+            convolutions.append((windows, patches, matrix, bias, output))
             x = output.reshape(height, width, filters)
         units = p["lin/bias"].shape[0]
-        self._dense = p["lin/kernel"].view(height, -1, units).numpy(), p["lin/bias"].numpy()
-        self._outputs = [
+        dense_kernels = p["lin/kernel"].view(height, -1, units).numpy()
+        dense_bias = p["lin/bias"].numpy()
+        outputs = [
             (p[f"{name}/kernel"].numpy(), p[f"{name}/bias"].numpy()) for name in ("logits", "value")
         ]
+
+        def network(ob: NDArray[Any]) -> tuple[NDArray[np.float32], np.float32]:
+            image[...] = ob
+            np.divide(image, 255.0, out=image)
+            for windows, patches, kernel, bias, output in convolutions:
+                patches[...] = windows
+                np.dot(patches.reshape(len(output), -1), kernel, out=output)
+                output += bias
+                np.maximum(output, 0.0, out=output)
+            # In parts and in float64, as in `forward`
+            rows = output.reshape(height, 1, -1)
+            x = np.matmul(rows, dense_kernels).sum(axis=0)[0] + dense_bias
+            x = np.maximum(x, 0.0).astype(np.float64)
+            flat, vpred = ((x.dot(kernel) + bias).astype(np.float32) for kernel, bias in outputs)
+            return flat, vpred[0]
+
+        return network

@@ -3,15 +3,18 @@
     python -m ppo1.export runs/hopper -o hopper.onnx
 
 The exported function takes raw observations `ob`, (N, *ob_shape) for any N, uint8 if they are
-images and else float32; it returns the likeliest actions `ac`, (N, *ac_shape), and the values
-`vpred`, (N,) float32. Preprocessing and observation statistics are inside.
+images and else float32, and refuses any other. It returns the likeliest actions `ac`,
+(N, *ac_shape), and the values `vpred`, (N,) float32. Preprocessing and observation statistics are
+inside.
 """
 
+import copy
 import logging
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,10 +42,28 @@ class DeterministicPolicy(nn.Module):
         return mode.to(self.pi.pdtype.sample_dtype()), vpred
 
 
+class Checked(nn.Module):
+    """A traced network that refuses other observations: a trace would broadcast them."""
+
+    def __init__(self, network: Any, example: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.ob_shape: list[int] = list(example.shape[1:])
+        self.dtype = example.dtype
+        shape = ", ".join(map(str, ["N", *self.ob_shape]))
+        self.need = f"[{shape}], {str(self.dtype).removeprefix('torch.')}"
+
+    def forward(self, ob: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the network does; raises for observations of another shape or dtype."""
+        if ob.dim() == 0 or list(ob.shape[1:]) != self.ob_shape or ob.dtype != self.dtype:
+            raise ValueError(f"got observations of shape {list(ob.shape)}; need {self.need}")
+        return self.network(ob)
+
+
 def export_policy(pi: TorchPolicy, path: Path) -> None:
     """Write `pi` to `path`: TorchScript (.pt), torch.export's program (.pt2) or ONNX (.onnx).
 
-    The file's folder is made if needed.
+    The file's folder is made if needed, and `pi` is left as it is.
 
     Raises:
         ValueError: for another suffix.
@@ -53,7 +74,7 @@ def export_policy(pi: TorchPolicy, path: Path) -> None:
         raise ValueError(f"{path}: need a name that ends in {', '.join(SUFFIXES)}")
     path = Path(absolute_path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    network = DeterministicPolicy(pi).eval().requires_grad_(False)
+    network = DeterministicPolicy(copy.deepcopy(pi)).cpu().eval().requires_grad_(False)
     dtype = torch.uint8 if pi.ob_space.dtype == np.uint8 else torch.float32
     example = (torch.zeros(2, *pi.ob_shape, dtype=dtype),)
     shapes = {"ob": {0: torch.export.Dim("N")}}
@@ -61,7 +82,8 @@ def export_policy(pi: TorchPolicy, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         if path.suffix == ".pt":
-            torch.jit.freeze(torch.jit.trace(network, example)).save(str(path))
+            checked = Checked(torch.jit.trace(network, example), *example)
+            torch.jit.freeze(torch.jit.script(checked.eval())).save(str(path))
         elif path.suffix == ".pt2":
             torch.export.save(torch.export.export(network, example, dynamic_shapes=shapes), path)
         else:

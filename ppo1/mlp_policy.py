@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.distributions import DiagGaussianPdType
 from common.mpi_running_mean_std import RunningMeanStd
 from common.torch_util import flatten_parameters, normc
-from ppo1.policy import TorchPolicy
+from ppo1.policy import ActingNetwork, TorchPolicy
 
 OB_CLIP = 5.0
 
@@ -36,6 +36,7 @@ class MlpPolicy(TorchPolicy):
     """
 
     ARGUMENTS = ("hid_size", "num_hid_layers", "gaussian_fixed_var")
+    NETWORK = (*TorchPolicy.NETWORK, "_tower")
 
     def __init__(
         self,
@@ -68,8 +69,6 @@ class MlpPolicy(TorchPolicy):
         if self.fixed_var:
             self.register_parameter("pol/logstd", nn.Parameter(torch.zeros(1, policy_outputs)))
         flatten_parameters(self.get_trainable_variables())
-        self._weights = self.get_trainable_variables()  # a list: no second registration
-        self._views_at: list[int] = []
 
     def _add_tower(self, scope: str, sizes: list[int], final_std: float) -> None:
         for i in range(len(sizes) - 1):
@@ -102,57 +101,46 @@ class MlpPolicy(TorchPolicy):
             x = torch.tanh(torch.addmm(p[f"{layer}/bias"], x, p[f"{layer}/kernel"]))
         return torch.addmm(p[f"{scope}/final/bias"], x, p[f"{scope}/final/kernel"])
 
-    def act(self, stochastic: bool, ob: NDArray[Any]) -> tuple[Any, np.float32]:
-        """Return action and value for one observation, computed in NumPy on the same memory.
-
-        A single observation through torch costs several times as much as the arithmetic.
-        """
-        if self._views_at != list(map(Tensor.data_ptr, self._weights)):
-            self._view_parameters()
-        if self._towers is None:
-            return super().act(stochastic, ob)
-        x = self._normalized
-        x[...] = ob
-        x -= self.ob_rms.mean
-        x /= self.ob_rms.std
-        np.minimum(x, self._ob_high, out=x)
-        np.maximum(x, self._ob_low, out=x)
-        outputs = []
-        for *hidden, (final, _, _) in self._towers:
-            h = self._input
-            for matrix, units, units_and_one in hidden:
-                h.dot(matrix, units)
-                np.tanh(units, out=units)
-                h = units_and_one
-            outputs.append(h.dot(final))
-        vpred, flat = outputs
-        if self.fixed_var:
-            flat = np.concatenate([flat, self._logstd])
-        return self.pdtype.draw(flat, self.rng if stochastic else None), vpred[0]
-
-    def _view_parameters(self) -> None:
-        """Make NumPy views of the parameters, again whenever those have moved in memory.
+    def _numpy_network(self) -> ActingNetwork | None:
+        """Return the network on NumPy views of the parameters.
 
         A bias follows its kernel in the flat vector, so the two are one matrix of a row more, and
         a vector with a 1 at its end gets both in one product.
         """
-        self._views_at = list(map(Tensor.data_ptr, self._weights))
-        self._input = np.ones(math.prod(self.ob_shape) + 1, np.float32)
-        self._normalized = self._input[:-1].reshape(self.ob_shape)
-        self._ob_high = np.full_like(self._normalized, OB_CLIP)
-        self._ob_low = -self._ob_high
         weights = self.weights
         layers = [f"fc{i + 1}" for i in range(self.num_hid_layers)] + ["final"]
-        self._towers: list[list[Layer]] | None = [[], []]
-        for tower, scope in zip(self._towers, ("vf", "pol"), strict=True):
+        towers: list[list[Layer]] = [[], []]
+        for tower, scope in zip(towers, ("vf", "pol"), strict=True):
             for layer in layers:
                 kernel, bias = weights[f"{scope}/{layer}/kernel"], weights[f"{scope}/{layer}/bias"]
                 follows = bias.data_ptr() == kernel.data_ptr() + kernel.nbytes
-                if kernel.device.type != "cpu" or not follows:
-                    self._towers = None  # somebody has put them elsewhere: act through torch
-                    return
+                if kernel.device.type != "cpu" or kernel.dtype != torch.float32 or not follows:
+                    return None  # somebody has put them elsewhere
                 rows, columns = kernel.shape
                 matrix = kernel.detach().as_strided((rows + 1, columns), (columns, 1))
                 units_and_one = np.ones(columns + 1, np.float32)
                 tower.append((matrix.numpy(), units_and_one[:-1], units_and_one))
-        self._logstd = weights["pol/logstd"].detach()[0].numpy() if self.fixed_var else None
+        logstd = weights["pol/logstd"].detach()[0].numpy() if self.fixed_var else None
+        x_and_one = np.ones(math.prod(self.ob_shape) + 1, np.float32)
+        x = x_and_one[:-1].reshape(self.ob_shape)
+        high = np.full_like(x, OB_CLIP)
+        low = -high
+
+        def network(ob: NDArray[Any]) -> tuple[NDArray[np.float32], np.float32]:
+            x[...] = ob
+            np.subtract(x, self.ob_rms.mean, out=x)
+            np.divide(x, self.ob_rms.std, out=x)
+            np.minimum(x, high, out=x)
+            np.maximum(x, low, out=x)
+            outputs = []
+            for *hidden, (final, _, _) in towers:
+                h = x_and_one
+                for matrix, units, units_and_one in hidden:
+                    h.dot(matrix, units)
+                    np.tanh(units, out=units)
+                    h = units_and_one
+                outputs.append(h.dot(final))
+            vpred, flat = outputs
+            return flat if logstd is None else np.concatenate([flat, logstd]), vpred[0]
+
+        return network

@@ -1,15 +1,29 @@
 """What the learner asks of a policy, and what the two policies share."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol, cast
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks_of_all_modules
 
 from common.distributions import PdType, make_pdtype
+from common.misc_util import undisturbed_generators
+from common.torch_util import flatten_parameters
+
+# What observations may be, by NumPy's characters for dtypes
+NUMBERS = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
+IMAGES = "B"  # uint8
+
+# From one observation to distribution parameters (P,) and value ().
+ActingNetwork = Callable[[NDArray[Any]], tuple[NDArray[np.float32], np.float32]]
+
+# NumPy and torch add up in different orders, which changes some 1e-6 of the largest output, and
+# more where weights are huge. No other network comes as close as this, on all observations tried.
+AGREEMENT = 1e-3
 
 
 class Policy(Protocol):
@@ -40,13 +54,21 @@ class TorchPolicy(nn.Module):
     distribution parameters (N, P) and values (N,). `preprocess` holds what is constant during the
     optimization of one segment, so that it is done once a segment rather than once a minibatch.
 
+    A copy (`copy.deepcopy`, pickle, `torch.save`) trains and acts as the original would.
+    `state_dict()` holds the observation statistics too, under the names that `variables()` uses.
+
     Attributes:
         ARGUMENTS: what the constructor takes beside name and spaces, kept under the same names,
             for files.
+        NETWORK: the methods that compute the outputs. `act` uses a class's `_numpy_network` only
+            while none of them is overridden.
+        ob_dtypes: the observations' possible dtypes, by NumPy's character codes.
         rng: the action noise's own generator; seeded from torch's.
     """
 
     ARGUMENTS: tuple[str, ...] = ()
+    NETWORK: tuple[str, ...] = ("pdparam_and_vpred", "preprocess", "forward", "__call__", "weights")
+    ob_dtypes: str = NUMBERS
     recurrent = False
 
     def __init__(self, name: str, ob_space: gym.Space, ac_space: gym.Space) -> None:
@@ -61,11 +83,12 @@ class TorchPolicy(nn.Module):
         self.ob_shape: tuple[int, ...] = ob_space.shape
         self.pdtype = make_pdtype(ac_space)
         self.rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        self._acts_at: list[int] | None = None
 
     @property
     def has_own_network(self) -> bool:
-        """Whether `pdparam_and_vpred` is `forward` after `preprocess`, in no subclass changed."""
-        return type(self).pdparam_and_vpred is TorchPolicy.pdparam_and_vpred
+        """Whether `pdparam_and_vpred` is `forward` after `preprocess`, overridden nowhere."""
+        return self._is_not_overridden("pdparam_and_vpred", since=TorchPolicy)
 
     @property
     def device(self) -> torch.device:
@@ -88,23 +111,153 @@ class TorchPolicy(nn.Module):
     def pdparam_and_vpred(self, ob: Tensor) -> tuple[Tensor, Tensor]:
         """Return distribution parameters (N, P) and values (N,) for raw observations.
 
-        Both are float32; `ob` is (N, *ob_shape) and may have any real dtype.
+        Both are float32; `ob` is (N, *ob_shape), of any real dtype, images uint8.
+
+        Raises:
+            ValueError: for another shape, or another dtype.
         """
+        is_wrong = ob.dtype != torch.uint8 if self.ob_dtypes == IMAGES else ob.is_complex()
+        if ob.shape[1:] != self.ob_shape or is_wrong:
+            self._refuse("observations", tuple(ob.shape), ob.dtype, ("N", *self.ob_shape))
         return self(self.preprocess(ob))
 
     def act(self, stochastic: bool, ob: NDArray[Any]) -> tuple[Any, np.float32]:
         """Return an action for the environment and the predicted value, for one observation.
 
+        The network is computed in NumPy, on the same memory, if the class has a NumPy form of it
+        and nothing is overridden; a single observation through torch takes several times as long.
+
         Args:
             stochastic: sample; else the most likely action.
-            ob: ob_shape, any real dtype.
+            ob: ob_shape, any real dtype, images uint8.
 
         Draws from the policy's own generator, `rng`.
+
+        Raises:
+            ValueError: for an observation of another shape, or another dtype.
         """
+        ob = np.asarray(ob)
+        if ob.shape != self.ob_shape or ob.dtype.char not in self.ob_dtypes:
+            self._refuse("an observation", ob.shape, ob.dtype, self.ob_shape)
+        if (
+            self._acts_at != list(map(Tensor.data_ptr, self._parameters.values()))  # type: ignore[arg-type]
+            or self._forward_hooks
+            or self._forward_pre_hooks
+        ):
+            self._choose_network()
+        flat, vpred = self._acting_network(ob)
+        return self.pdtype.draw(flat, self.rng if stochastic else None), vpred
+
+    def _refuse(self, what: str, shape: Any, dtype: Any, need: Any) -> NoReturn:
+        dtypes = "uint8" if self.ob_dtypes == IMAGES else "numbers"
+        shapes = str(need).replace("'", "")
+        raise ValueError(f"got {what} of shape {shape}, {dtype}; need shape {shapes}, {dtypes}")
+
+    def _numpy_network(self) -> ActingNetwork | None:
+        """Return a function on NumPy views of the parameters, or None where there is no such form.
+
+        It is asked for again when parameters have moved in memory.
+        """
+        return None
+
+    def _torch_network(self, ob: NDArray[Any]) -> tuple[NDArray[np.float32], np.float32]:
         with torch.no_grad():
-            flat, vpred = self.pdparam_and_vpred(torch.as_tensor(np.asarray(ob)[None]))
-        ac = self.pdtype.draw(flat[0].cpu().numpy(), self.rng if stochastic else None)
-        return ac, np.float32(vpred[0].cpu())
+            flat, vpred = self.pdparam_and_vpred(torch.as_tensor(ob[None]))
+        return flat[0].cpu().numpy(), np.float32(vpred[0].cpu())
+
+    def _choose_network(self) -> None:
+        """Set what `act` computes with: NumPy's network only if it is sure to be torch's."""
+        self._acts_at = list(map(Tensor.data_ptr, self._parameters.values()))  # type: ignore[arg-type]
+        self._acting_network: ActingNetwork = self._torch_network
+        kind = next(kind for kind in type(self).__mro__ if "_numpy_network" in vars(kind))
+        if self._is_not_overridden(*self.NETWORK, since=kind):
+            network = self._numpy_network()
+            if network is not None and self._agrees(network):
+                self._acting_network = network
+
+    def _is_not_overridden(self, *names: str, since: type) -> bool:
+        """Return whether methods are those of the class `since`, on the instance too, unhooked."""
+        hooks = (
+            self._forward_hooks, self._forward_pre_hooks,
+            hooks_of_all_modules._global_forward_hooks,
+            hooks_of_all_modules._global_forward_pre_hooks,
+        )  # fmt: skip
+        return not any(hooks) and all(
+            getattr(type(self), name) is getattr(since, name) and name not in vars(self)
+            for name in names
+        )
+
+    def _agrees(self, network: ActingNetwork) -> bool:
+        """Return whether `network` gives what torch does, on observations within and beyond +-5."""
+        rng = np.random.default_rng(0)
+        obs: NDArray[Any]
+        if self.ob_dtypes == IMAGES:
+            obs = rng.integers(256, size=(4, *self.ob_shape), dtype=np.uint8)
+        else:
+            scales = np.array([0.5, 1.0, 3.0, 30.0]).reshape(4, *[1] * len(self.ob_shape))
+            obs = scales * rng.standard_normal((4, *self.ob_shape))
+            if (ob_rms := getattr(self, "ob_rms", None)) is not None:
+                obs = ob_rms.mean + ob_rms.std * obs
+        with undisturbed_generators(), torch.no_grad(), np.errstate(all="ignore"):
+            outputs = self.pdparam_and_vpred(torch.from_numpy(obs))
+            rows = [[np.array(output) for output in network(ob)] for ob in obs]
+        wanted = (output.cpu().numpy() for output in outputs)
+        for got, want in zip(map(np.stack, zip(*rows, strict=True)), wanted, strict=True):
+            tolerance = AGREEMENT * np.abs(want[np.isfinite(want)]).max(initial=0.0)
+            if not np.allclose(got, want, rtol=0, atol=tolerance, equal_nan=True):
+                return False
+        return True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in self.NETWORK:
+            self._acts_at = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = cast(dict[str, Any], super().__getstate__())
+        state = {k: v for k, v in state.items() if k not in ("_acts_at", "_acting_network")}
+        return {**state, "_is_flat": self._is_flat()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        was_flat = state.pop("_is_flat", False)
+        super().__setstate__(state)
+        self._acts_at = None  # what it acted with are views of the original's memory
+        if was_flat and not self._is_flat():  # the parameters were copied one by one
+            flatten_parameters(list(self.parameters()))
+
+    def _is_flat(self) -> bool:
+        return len({p.untyped_storage().data_ptr() for p in self.parameters()}) == 1
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        for name, statistic in self._statistics().items():
+            destination[prefix + name] = statistic
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        rest = dict(state_dict)
+        for name, statistic in self._statistics().items():
+            value = rest.pop(prefix + name, None)
+            if value is None:
+                missing_keys.append(prefix + name)
+            elif value.shape != statistic.shape:
+                shapes = f"{tuple(value.shape)}, not {tuple(statistic.shape)}"
+                error_msgs.append(f"{prefix + name} is {shapes}")
+            else:
+                statistic.copy_(value)
+        if (ob_rms := getattr(self, "ob_rms", None)) is not None:
+            ob_rms.refresh()
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def get_initial_state(self) -> list[Any]:
         """Return [], the state of a policy that is not recurrent."""
@@ -138,7 +291,8 @@ class TorchPolicy(nn.Module):
                 (`pi/pol/fc1/kernel:0`). Those of another scope, `oldpi/`, are passed over.
 
         Raises:
-            ValueError: naming what is missing, left over, or of another shape. Nothing is set then.
+            ValueError: naming what is missing, left over, of another shape or not finite. Nothing
+                is set then.
         """
         named = {**self._statistics(), **dict(self.named_parameters())}
         given = {
@@ -152,6 +306,11 @@ class TorchPolicy(nn.Module):
             f"{name} is {given[name].shape}, not {tuple(_tf_view(name, variable).shape)}"
             for name, variable in named.items()
             if name in given and given[name].shape != tuple(_tf_view(name, variable).shape)
+        ]
+        problems += [
+            f"{name} holds numbers that are not finite"
+            for name, value in given.items()
+            if name in named and value.dtype.kind == "f" and not np.isfinite(value).all()
         ]
         if problems:
             more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""

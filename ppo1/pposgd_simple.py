@@ -31,6 +31,7 @@ from common.math_util import explained_variance
 from common.monitor import find_monitor, frame_counter
 from common.mpi_adam import MpiAdam
 from common.mpi_moments import mpi_moments
+from common.mpi_running_mean_std import ill_scaled
 from common.mpi_util import CollectiveError, wait_for_all
 from common.torch_util import FlatLayout, compile_function, count_compiled, functional_network
 from common.watchdog import patience
@@ -512,6 +513,8 @@ def learn(
                 pi.ob_rms.update(seg["ob"])
             columns = make_columns(pi, seg)
             if is_first:
+                if hasattr(pi, "ob_rms") and comm.Get_rank() == 0:
+                    warn_of_offsets(seg["ob"])
                 updates = check_same_updates(comm, optim_epochs * num_minibatches)
                 iterations = max_iters or max_timesteps / (len(seg["ob"]) * comm.Get_size())
                 is_long = (
@@ -723,6 +726,18 @@ def check_same_updates(comm: MPI.Comm, updates: int) -> int:
             f"got {by_rank} updates an iteration on ranks 0 to {len(by_rank) - 1}"
         )
     return updates
+
+
+def warn_of_offsets(obs: NDArray[Any]) -> None:
+    """Warn if normalization all but removes components of observations, (N, *ob_shape)."""
+    if indices := ill_scaled(obs):
+        named = ", ".join(str(i[0] if len(i) == 1 else i) for i in indices[:10])
+        more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
+        logger.warn(
+            f"The mean of observation component {named}{more} is over 1000 times its spread, so "
+            "its changes hardly reach the policy: subtract a constant, for instance with "
+            "gymnasium.wrappers.TransformObservation"
+        )
 
 
 def compile_in_turn(

@@ -122,7 +122,20 @@ def test_act_honours_stochastic():
     [
         (gym.spaces.Box(0, 255, (84, 84, 1), np.uint8), "huge", "unknown kind 'huge'"),
         (gym.spaces.Box(0, 1, (84, 84, 1), np.float32), "small", "uint8 images"),
-        (gym.spaces.Box(0, 255, (128,), np.uint8), "small", "uint8 images"),
+        (gym.spaces.Box(0, 255, (128,), np.uint8), "small", "uint8 images.*: MlpPolicy takes"),
+        (gym.spaces.Box(0, 1, (84, 84, 1), np.float32), "small", ": leave the pixels as they are"),
+        (gym.spaces.Box(0, 255, (84, 84), np.uint8), "small", r"Reshape\w+ to \(84, 84, 1\)"),
+        (gym.spaces.Box(0, 255, (4, 84, 84, 3), np.uint8), "small", ": each is several images"),
+        *(
+            (gym.spaces.Box(0, 255, shape, dtype), "large", ": these come channels first; .*axis")
+            for shape, dtype in [
+                ((1, 84, 84), np.uint8),
+                ((4, 84, 84), np.uint8),
+                ((3, 210, 160), np.uint8),
+                ((36, 84, 84), np.uint8),
+                ((4, 84, 84), np.float32),
+            ]
+        ),
         (gym.spaces.Box(0, 255, (16, 84, 1), np.uint8), "large", "too small"),
     ],
 )
@@ -131,9 +144,10 @@ def test_what_it_cannot_take_is_named(space, kind, message):
         CnnPolicy("pi", space, gym.spaces.Discrete(2), kind=kind)
 
 
-def test_other_image_sizes_work():
-    space = gym.spaces.Box(0, 255, (60, 100, 3), np.uint8)
+@pytest.mark.parametrize("shape", [(60, 100, 3), (100, 60, 3), (36, 36, 36), (40, 40, 48)])
+def test_other_image_sizes_work(shape):
+    space = gym.spaces.Box(0, 255, shape, np.uint8)
     policy = CnnPolicy("pi", space, gym.spaces.Box(-1, 1, (2,)), kind="large")
-    ac, vpred = policy.act(True, np.zeros((60, 100, 3), np.uint8))
+    ac, vpred = policy.act(True, np.zeros(shape, np.uint8))
     assert ac.shape == (2,)
     assert np.isfinite(vpred)

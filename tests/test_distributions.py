@@ -5,11 +5,15 @@ import torch
 
 from common.distributions import (
     BernoulliPdType,
+    CategoricalPd,
     CategoricalPdType,
+    DiagGaussianPd,
     DiagGaussianPdType,
     MultiCategoricalPdType,
+    gumbel_noise,
     make_pdtype,
 )
+from common.torch_util import compile_function
 from tests.conftest import assert_close, load_golden
 
 PDTYPES = {
@@ -138,3 +142,101 @@ def test_make_pdtype(space, pdtype):
 def test_unsupported_spaces_are_named(space):
     with pytest.raises(ValueError, match="unsupported action space"):
         make_pdtype(space)
+
+
+class Loop:
+    """Several choices, one after another: what the padded batch must equal."""
+
+    def __init__(self, flat, nvec):
+        self.parts = [CategoricalPd(part) for part in flat.split(nvec, dim=-1)]
+
+    def mode(self):
+        return torch.stack([pd.mode() for pd in self.parts], dim=-1)
+
+    def neglogp(self, x):
+        return sum(pd.neglogp(x[..., i]) for i, pd in enumerate(self.parts))
+
+    def kl(self, other):
+        return sum(pd.kl(q) for pd, q in zip(self.parts, other.parts, strict=True))
+
+    def entropy(self):
+        return sum(pd.entropy() for pd in self.parts)
+
+
+@pytest.mark.parametrize("nvec", [[3, 1, 5, 2], [1], [1, 1], [4, 4, 4], [2, 9] * 20])
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+@pytest.mark.parametrize("lead", [(6,), (2, 3)])
+def test_many_choices_equal_a_loop_and_so_do_the_gradients(nvec, scale, lead):
+    pdtype = MultiCategoricalPdType(nvec)
+    flat, other = (scale * torch.randn(*lead, sum(nvec)) for _ in range(2))
+    x = torch.randint(2**31, (*lead, len(nvec))) % torch.tensor(nvec)
+
+    def numbers(make):
+        leaves = [flat.clone().requires_grad_(), other.clone().requires_grad_()]
+        p, q = map(make, leaves)
+        values = p.neglogp(x), p.kl(q), p.entropy()
+        gradients = [
+            torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True)
+            for value in values
+        ]
+        grads = [g for pair in gradients for g in pair if g is not None]
+        return [p.mode(), *(v.detach() for v in values), *grads]
+
+    wanted = numbers(lambda flat: Loop(flat, nvec))
+    for got, want in zip(numbers(pdtype.pdfromflat), wanted, strict=True):
+        assert got.shape == want.shape
+        assert_close(got, want)
+
+
+def test_many_choices_draw_what_a_loop_draws():
+    nvec = [3, 1, 5, 2]
+    pdtype = MultiCategoricalPdType(nvec)
+    rng, same = (np.random.default_rng(0) for _ in range(2))
+    for flat in torch.randn(50, 11).numpy():
+        noise = gumbel_noise(same, 11)
+        want = [part.argmax() for part in np.split(flat + noise, np.cumsum(nvec)[:-1])]
+        action = pdtype.draw(flat, rng)
+        assert (action.tolist(), action.dtype) == (want, np.int64)
+    samples = pdtype.pdfromflat(torch.zeros(500, 11)).sample()
+    assert samples.amin(dim=0).tolist() == [0, 0, 0, 0]
+    assert samples.amax(dim=0).tolist() == [2, 0, 4, 1]
+
+
+@pytest.mark.slow
+def test_many_choices_compile_as_few_do():
+    nvec = [2, 5, 1, 3, 5] * 10
+    pdtype = MultiCategoricalPdType(nvec)
+    x = torch.randint(2**31, (16, len(nvec))) % torch.tensor(nvec)
+
+    def gradient(flat):
+        def loss(flat):
+            pd = pdtype.pdfromflat(flat)
+            return (pd.logp(x) + pd.entropy() + pd.kl(pdtype.pdfromflat(flat.flip(0)))).sum()
+
+        return (torch.func.grad(loss)(flat),)
+
+    flat = torch.randn(16, sum(nvec))
+    assert_close(compile_function(gradient, flat)(flat)[0], gradient(flat)[0])
+
+
+class Mirrored(DiagGaussianPd):
+    def mode(self):
+        return -self.mean
+
+    def sample(self):
+        return -super().sample()
+
+
+class MirroredPdType(DiagGaussianPdType):
+    pdclass = Mirrored
+
+
+def test_a_type_with_another_distribution_draws_from_that():
+    flat = np.array([3.0, 5.0, -9.0, -9.0], np.float32)
+    pdtype = MirroredPdType(2)
+    np.testing.assert_array_equal(pdtype.draw(flat, None), [-3, -5])
+    state = torch.get_rng_state()
+    one, two = (pdtype.draw(flat, np.random.default_rng(0)) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_allclose(one, [-3, -5], atol=1e-3)  # 8 standard deviations
+    assert torch.equal(torch.get_rng_state(), state)

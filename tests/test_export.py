@@ -1,10 +1,22 @@
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 
 import ppo1
+from common import logger
+from common.misc_util import set_global_seeds
 from ppo1 import export
+from ppo1.mlp_policy import MlpPolicy
+from ppo1.pposgd_simple import learn
+from tests.envs import Countdown
 from tests.test_saved_policy import POLICIES
+
+REFUSED = {
+    ".pt": "got observations of shape",
+    ".pt2": "Guard failed: ob|Tensor dtype mismatch|tuple index out of range",
+    ".onnx": "Invalid rank for input|Got invalid dimensions|Unexpected input data type",
+}
 
 
 def runner(path):
@@ -43,6 +55,10 @@ def test_an_exported_policy_acts_as_the_policy(name, suffix, tmp_path, capsys):
     for count in (1, 7):
         obs = np.stack([pi.ob_space.sample() for _ in range(count)])
         obs = obs if obs.dtype == np.uint8 else 3 * obs.astype(np.float32)  # some beyond the clip
+        wrong = [obs[0], np.moveaxis(obs, -1, 0), np.repeat(obs, 5, axis=-1), obs.astype(float)]
+        for bad in wrong:
+            with pytest.raises(Exception, match=REFUSED[suffix]):
+                run(bad)
         acs, vpreds = (np.asarray(out) for out in run(obs))
         with torch.no_grad():
             _, want_vpreds = pi.pdparam_and_vpred(torch.from_numpy(obs))
@@ -82,3 +98,24 @@ def test_an_export_makes_its_folder(tmp_path, capsys):
     ppo1.save_policy(tmp_path / "policy", POLICIES["box"]())
     export.main([str(tmp_path / "policy"), "-o", str(tmp_path / "a" / "b" / "x.pt")])
     assert (tmp_path / "a" / "b" / "x.pt").exists()
+
+
+def test_training_goes_on_after_an_export_as_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(logger, "log", lambda *args, **options: None)
+
+    def train(callback):
+        set_global_seeds(0)
+        env = Countdown(5)
+        env.action_space.seed(0)
+        pi = learn(
+            env, lambda *args: MlpPolicy(*args, 8, 1), timesteps_per_actorbatch=32, max_iters=2,
+            clip_param=0.2, entcoeff=0.0, optim_epochs=2, optim_stepsize=1e-2, optim_batchsize=16,
+            gamma=0.99, lam=0.95, callback=callback, comm=MPI.COMM_SELF,
+        )  # fmt: skip
+        assert pi.training
+        return pi.variables(), np.random.get_state()[1:3], torch.get_rng_state().tolist()
+
+    def callback(local, _):
+        export.export_policy(local["pi"], tmp_path / "policy.pt")
+
+    np.testing.assert_equal(train(callback), train(None))

@@ -100,7 +100,7 @@ def test_acting_follows_the_parameters_wherever_they_move():
     policy.ob_rms.update(np.random.randn(50, 11) * 3 + 1)
     values.append(check())
     other = copy.deepcopy(policy)
-    assert other.act(False, ob)[1] == values[-1]
+    assert other.act(False, ob)[1] == policy.act(False, ob)[1]
     MpiAdam(policy.get_trainable_variables()).setfromflat(adam.getflat() * 0.3)
     values.append(check())
     assert values[0] == values[1]
@@ -202,3 +202,8 @@ def test_unsupported_observation_spaces_are_named():
     for space in (gym.spaces.Discrete(3), gym.spaces.Dict(a=OB_SPACE)):
         with pytest.raises(ValueError, match="unsupported observation space"):
             make_policy(ob_space=space)
+
+
+def test_actions_may_have_no_components():
+    policy = MlpPolicy("pi", OB_SPACE, gym.spaces.Box(-1, 1, (0,)), 8, 1)
+    assert policy.act(True, np.zeros(11))[0].shape == (0,)

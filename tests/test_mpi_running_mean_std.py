@@ -1,8 +1,11 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from mpi4py import MPI
 
-from common.mpi_running_mean_std import RunningMeanStd
+from common.mpi_running_mean_std import RunningMeanStd, ill_scaled
 from tests.conftest import assert_close, load_golden
 from tests.ranks import on_ranks
 
@@ -99,3 +102,34 @@ def test_an_earlier_mean_is_not_overwritten_and_sums_can_be_set():
     rms.count[...] = 2.0
     rms.refresh()
     assert (rms.mean.tolist(), rms.std.tolist()) == ([4, 4], [2, 2])
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_a_copy_goes_on_alone(how, shape):
+    x = np.random.RandomState(0).randn(3, 20, *shape)
+    rms = RunningMeanStd(shape=shape, comm=MPI.COMM_SELF)
+    rms.update(x[0])
+    other = how(rms)
+    other.update(x[1])
+    rms.update(x[1])
+    np.testing.assert_array_equal(other._totals, rms._totals)
+    np.testing.assert_array_equal(other.std, rms.std)
+    other.update(x[2])
+    other.runningsum[...] += 1
+    assert (other._totals != rms._totals).all()
+    other = how(rms)
+    assert other.comm is (MPI.COMM_SELF if how is copy.deepcopy else MPI.COMM_WORLD)
+
+
+def test_means_too_large_for_their_spread():
+    """From there on the float32 difference is more rounding than variance."""
+    noise = np.random.RandomState(0).choice([-1.0, 1.0], size=(2048, 1))
+    level = np.array([0.0, 999.0, -1001.0, 1e6, 1e9, 99.0, 101.0, 1e6, 500.0])
+    spread = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.01, 0.01, 1e4, 0.0])
+    x = level + noise * spread
+    assert ill_scaled(x - noise.mean() * spread) == [(2,), (3,), (4,), (6,)]
+    assert ill_scaled(x.astype(np.float32)[:, :8].reshape(-1, 2, 4)) == [(0, 2), (0, 3), (1, 2)]
+    rms = RunningMeanStd(shape=(9,), comm=MPI.COMM_SELF)
+    rms.update(np.concatenate([x] * 50))
+    assert rms.std[3] > 100  # baselines' formula, where 1 would be right

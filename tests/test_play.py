@@ -59,6 +59,30 @@ def test_an_evaluation_equals_a_loop_by_hand(deterministic):
     assert len(set(results.returns)) == 3
 
 
+@pytest.mark.parametrize("name", ["pol/final/bias", "obfilter/count"])
+def test_a_policy_that_is_not_finite_is_not_evaluated(name):
+    env = Countdown(3)
+    pi = mlp(env)
+    pi.get_parameter("vf/final/bias").data.fill_(1.0)
+    variables = {**pi._statistics(), **dict(pi.named_parameters())}
+    variables[name].data.fill_(np.nan)
+    with pytest.raises(FloatingPointError, match=f"variable {name} holds numbers that are not fin"):
+        evaluate(pi, env, 1)
+    assert env.episodes == 0
+
+
+@pytest.mark.parametrize("culprit", ["observation", "policy"])
+def test_a_value_that_is_not_finite_ends_an_evaluation(culprit):
+    faults = {1: lambda ob, reward: (ob * np.nan, reward)} if culprit == "observation" else {}
+    env = Countdown(3, faults=faults)
+    pi = mlp(env)
+    if culprit == "policy":
+        pi.preprocess = lambda ob: MlpPolicy.preprocess(pi, ob) + (np.nan if ob < 2 else 0)
+    message = f"the predicted value is nan at step 2 of .* seed 5: the {culprit} is at fault"
+    with pytest.raises(FloatingPointError, match=message):
+        evaluate(pi, env, 1, seed=5)
+
+
 @pytest.mark.slow
 def test_a_game_is_whole_and_its_rewards_raw():
     env, pi = atari()

@@ -918,7 +918,8 @@ class Shifted(MlpPolicy):
 
 def test_an_overridden_network_is_the_one_that_is_trained():
     run(policy_fn=lambda *args: Shifted(*args, 8, 1), max_iters=1)
-    assert Shifted.calls == 1 + 8 + 1  # the old policy's, 8 updates', and the evaluation's
+    # 33 actions', the old policy's, 8 updates', and the evaluation's
+    assert Shifted.calls == 33 + 1 + 8 + 1
 
 
 def test_compiled_for_one_length_others_stay_eager():
@@ -933,6 +934,22 @@ def test_compiled_for_one_length_others_stay_eager():
 def test_statistics_use_the_communicator_given():
     pi, _ = run(max_iters=1, comm=MPI.COMM_SELF)
     assert pi.ob_rms.comm is MPI.COMM_SELF
+
+
+def test_a_mean_too_large_for_its_spread_is_warned_of_once(capsys):
+    class Level(Countdown):
+        def reset(self, **kwargs):
+            return super().reset(**kwargs)[0] + 1e6, {}
+
+        def step(self, action):
+            ob, *rest = super().step(action)
+            return ob + 1e6, *rest
+
+    run(Level(5), max_iters=2)
+    run(Countdown(5), max_iters=1)
+    (line,) = [line for line in logged_lines(capsys) if "its spread" in line]
+    assert line.startswith("The mean of observation component 0 is over 1000 times its spread")
+    assert line.endswith("gymnasium.wrappers.TransformObservation")
 
 
 def test_a_monitors_earlier_episodes_do_not_count():
