@@ -254,17 +254,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return what is in a run's config.json, {} if there is none.
 
     Raises:
-        ValueError: if it is not a JSON object.
+        ValueError: if it is not a JSON object, or one with other arguments than a run's.
     """
     path = folder / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object")
+    arguments = content.get("arguments", {})
+    if not isinstance(arguments, dict) or not isinstance(arguments.get("env", ""), str):
+        raise ValueError(f"{path} is not of a run: its arguments or their env are something else")
     return content
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
+import numpy as np
 import torch
 from mpi4py import MPI
 
@@ -37,13 +38,15 @@ from common.launch import relaunch
 from common.misc_util import counted, usable_cores
 from common.monitor import find_monitor, truncate_monitor_file
 from common.mpi_util import abort_job_on_error, agree
-from common.policy_file import describe_policy, write_policy
+from common.policy_file import describe_policy, set_learned, write_policy
 from common.progress import console_while_training, limits_of
+from common.torch_util import at_most_weights
 from common.tracking import check_tracking, track
 from common.watchdog import Watchdog
 
 STARTUP_SECONDS = 60.0  # that no stall timeout cuts short: imports may wait for a slow disk
 LINE_LOGS = ("progress.csv", "progress.json")
+CARRIED = {"ob": "observation_space", "ac": "action_space", "prevac": "action_space"}
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "gymnasium-robotics", "mpi4py")
 
 
@@ -113,9 +116,15 @@ def run(
             at_end.callback(watchdog.stop)
         torch.set_num_threads(args.threads)
         hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}
+        weights = math.inf  # of the network, unless it comes from a file
+        if loaded is not None:
+            weights = loaded.weights
+        elif checkpoint is not None:
+            weights = len(checkpoint["shared"]["theta"])
 
         def policy_fn(name: str, ob_space: gym.Space, ac_space: gym.Space) -> torch.nn.Module:
-            pi = make_policy(args, name, ob_space, ac_space).to(device_of(args))
+            with at_most_weights(weights):
+                pi = make_policy(args, name, ob_space, ac_space).to(device_of(args))
             if loaded is not None and name != "oldpi":
                 loaded.load_into(pi)
             return pi
@@ -496,9 +505,12 @@ def write_config(
     if checkpoint is not None:
         resume = {"iteration": checkpoint["shared"]["iters_so_far"], **config}
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            config["resumed"] = [*config.get("resumed", []), resume]
-        except (OSError, ValueError, AttributeError):  # gone, or no longer what was written
+            written = json.loads(path.read_text(encoding="utf-8"))
+            config = {**written, "resumed": [*written.get("resumed", []), resume]}
+        except FileNotFoundError:
+            config["resumed"] = [resume]
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+            logger.warn(f"WARNING: {path} is not what a run writes, and is written anew: {error}")
             config["resumed"] = [resume]
     partial = path.with_suffix(".json.tmp")
     try:
@@ -573,11 +585,26 @@ def check_fits(
             f"the saved network has {saved_size} weights in {len(saved)} arrays, this run's {size} "
             f"in {len(here)}" + (", of other shapes" if saved_size == size else "")
         )
+    set_learned(probe, checkpoint["shared"])
     ranks = checkpoint["ranks"]
     if len(ranks) == MPI.COMM_WORLD.Get_size():
-        env_state = ranks[MPI.COMM_WORLD.Get_rank()]["env"]
-        if env_state is not None:
-            set_env_state(env, env_state)
+        own = ranks[MPI.COMM_WORLD.Get_rank()]
+        if own["env"] is not None:
+            set_env_state(env, own["env"])
+        for name, space in CARRIED.items():
+            check_carried(name, own.get("carry"), getattr(env, space))
+
+
+def check_carried(name: str, carry: dict[str, Any] | None, space: gym.Space) -> None:
+    """Raise ValueError for a saved observation or action that is of another kind than `space`."""
+    if carry is None:
+        return
+    value = np.asarray(carry[name])
+    is_kept = isinstance(space, gym.spaces.Box)  # whose actions may lie outside
+    if value.shape != (space.shape or ()) or not (is_kept or space.contains(carry[name])):
+        raise ValueError(
+            f"the saved {name}, of shape {value.shape}, is not of this environment's {space}"
+        )
 
 
 def resumed_state(checkpoint: dict[str, Any] | None) -> tuple[dict[str, Any] | None, Any]:
