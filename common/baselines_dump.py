@@ -64,7 +64,8 @@ def read_variables(path: Path) -> dict[str, NDArray[Any]]:
     except (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     except Exception as error:  # what a damaged pickle leads to is not limited to the above
-        raise ValueError(f"{path} holds no variables: {error}") from error
+        problem = str(error) or type(error).__name__
+        raise ValueError(f"{path} holds no variables: {problem}") from error
 
 
 def _array(name: str, value: Any) -> NDArray[Any]:
@@ -132,7 +133,10 @@ def _read_pickle(file: BinaryIO, limit: int) -> Any:
         stream = io.BufferedReader(_ZlibFile(file))
     elif not start.startswith(b"\x80"):  # how a pickle begins
         raise Refused("is neither a policy nor variables: no such format is known")
-    bounded = BoundedFile(stream, limit, f"unpacks to more than {limit} bytes")
+    if stream is file:
+        bounded = BoundedFile(stream, limit - SLACK, "holds no variables: it ends too early")
+    else:
+        bounded = BoundedFile(stream, limit, f"unpacks to more than {limit} bytes")
     return PlainUnpickler(bounded, _Names(bounded, limit)).load()
 
 
@@ -151,7 +155,7 @@ class _ZlibFile(io.RawIOBase):
             compressed = self.decompressor.unconsumed_tail or self.file.read(2**16)
             if not compressed:
                 raise zlib.error("it ends too early")
-            data = self.decompressor.decompress(compressed, len(buffer))
+            data = self.decompressor.decompress(compressed, min(len(buffer), 2**16))
         buffer[: len(data)] = data
         return len(data)
 

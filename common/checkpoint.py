@@ -244,7 +244,7 @@ def _read_payload(payload: bytes) -> Any:
         **STORAGES,
     }
     pickled = members["data.pkl"]
-    file = BoundedFile(io.BytesIO(pickled), len(pickled), "ends too late")
+    file = BoundedFile(io.BytesIO(pickled), len(pickled), "ends too early")
     return from_plain(PlainUnpickler(file, names, storage).load(), limit=len(payload))
 
 

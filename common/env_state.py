@@ -103,7 +103,7 @@ def set_env_state(env: Any, state: State) -> None:
     for layer, saved in zip(reversed(layers), reversed(state["states"]), strict=True):
         try:
             _set_layer(layer, _plain(saved))
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"the saved state of {_name(layer)} does not fit: {error}") from error
 
 
@@ -286,7 +286,7 @@ def _check_alike(name: str, saved: Any, here: Any) -> None:
     if _is_numeric(here) and not (saved is None and name in OPTIONAL):
         if not _is_numeric(saved) or np.shape(saved) != np.shape(here):
             raise ValueError(f"{name} is not as here, of shape {np.shape(here)}")
-    elif here is None and saved is not None and not _is_numeric(saved):
+    elif name in OPTIONAL and saved is not None and not _is_numeric(saved):
         raise ValueError(f"{name} is no number")
 
 

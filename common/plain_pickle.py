@@ -24,28 +24,27 @@ class Refused(ValueError):
 
 
 class BoundedFile:
-    """A binary stream that may be read to its end and not beyond `limit` bytes.
+    """A binary stream of which `limit` bytes may be read.
 
-    A read for more bytes than are left takes no memory for them. (Python's own would.)
+    A read for more than are left takes no memory for them. (Python's own would.)
     """
 
     def __init__(self, stream: Any, limit: int, message: str) -> None:
         """Take the stream; `message` is that of the Refused which reading beyond raises."""
         self.stream, self.left, self.message = stream, limit, message
 
-    def _count(self, data: bytes) -> bytes:
-        self.left -= len(data)
-        if self.left < 0:
-            raise Refused(self.message)
-        return data
-
     def read(self, size: int) -> bytes:
-        """Return `size` bytes, or as many as there are."""
-        return self._count(self.stream.read(min(size, self.left + 1)))
+        """Return `size` bytes, or as many as the stream has."""
+        if size > self.left:
+            raise Refused(self.message)
+        self.left -= size
+        return self.stream.read(size)
 
     def readline(self) -> bytes:
-        """Return the bytes up to and with the next line break, or as many as there are."""
-        return self._count(self.stream.readline(self.left + 1))
+        """Return the bytes up to and with the next line break, or as many as are left."""
+        line = self.stream.readline(self.left)
+        self.left -= len(line)
+        return line
 
 
 class _Opcodes(dict[int, Callable[[Any], None]]):

@@ -1,15 +1,23 @@
 """Checkpoints that are cut, altered, foreign or hostile, given to the command line."""
 
+import json
 import os
 import random
 import shutil
+import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
+import ppo1
 import run_mujoco
+from common import checkpoint as checkpoints
+from common import plot_util
 from common.checkpoint import Checkpointer, checkpoint_files, read_checkpoint, write_checkpoint
+from ppo1.mlp_policy import MlpPolicy
+from tests.mutations import BOMBS, altered, bomb, bytes_altered, mutated, mutated_dump
 from tests.test_checkpoint import Malicious, sealed
 from tests.test_resume import assert_equal
 
@@ -192,3 +200,104 @@ def test_what_is_later_than_the_resumed_checkpoint_is_set_aside(finished, tmp_pa
     )
     run_mujoco.main([*RUN, "--log-path", str(tmp_path / "run"), "--save-interval", "0"])
     assert os.listdir(folder) == ["iteration-000000004.ckpt"]  # a new run's, and nothing else
+
+
+# ---- Campaign: each file is read right, or refused in one line ----------------------------------
+
+MUTATIONS = 300
+SAMPLE = 30
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Return the folder of a run of a small network, which has its policy too, as `policy`."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    run_mujoco.main([
+        *RUN, "--hid-size", "8", "--log-path", str(folder), "--save-path", str(folder / "policy"),
+        "--keep", "1",
+    ])  # fmt: skip
+    return folder
+
+
+def outcome(call, *args):
+    """Call with warnings shown once, and return the one-line refusal, or None for none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call(*args)
+    except ValueError as error:
+        assert type(error) in (ValueError, checkpoints.CheckpointError)
+        assert "\n" not in str(error)
+        return str(error)
+    except SystemExit as leave:
+        assert leave.code == 2
+        return "on the command line"
+    return None
+
+
+def load(path, space):
+    pi = MlpPolicy("pi", *space, hid_size=8, num_hid_layers=2)
+    ppo1.load_variables(path)
+    ppo1.load_policy(path, pi)
+    pi.act(False, np.zeros(4))
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, marks=[pytest.mark.faults] * (n >= SAMPLE)) for n in range(MUTATIONS)],
+)
+def test_a_damaged_file_is_read_right_or_refused_in_one_line(number, small, tmp_path, capsys):
+    rng = random.Random(number)
+    kind = ["resume", "policy", "evaluate", "of a run", "dump", "config"][number % 6]
+    folder = shutil.copytree(small, tmp_path / "run")
+    (newest,) = checkpoint_files(folder / "checkpoints")
+    policy = folder / "policy"
+    pi = ppo1.load_policy(policy)
+    capsys.readouterr()
+    if kind == "resume":
+        newest.write_bytes(mutated(rng, newest))
+        outcome(run_mujoco.main, ["--resume", str(folder)])
+    elif kind == "policy":
+        policy.write_bytes(mutated(rng, policy))
+        outcome(ppo1.load_policy, policy)
+        outcome(load, policy, (pi.ob_space, pi.ac_space))
+    elif kind == "evaluate":
+        policy.write_bytes(mutated(rng, policy))
+        outcome(run_mujoco.main, ["--load-path", str(policy), "--evaluate", "1", "--seed", "0"])
+    elif kind == "of a run":
+        newest.write_bytes(mutated(rng, newest))
+        outcome(ppo1.load_policy, folder)
+        outcome(run_mujoco.main, ["--load-path", str(folder), "--evaluate", "1", "--seed", "0"])
+    elif kind == "dump":
+        policy.write_bytes(mutated_dump(rng, pi.variables()))
+        outcome(load, policy, (pi.ob_space, pi.ac_space))
+    else:
+        config = folder / "config.json"
+        if rng.random() < 0.5:
+            config.write_bytes(bytes_altered(rng, config.read_bytes()))
+        else:
+            content = rng.choice([[1, 2], "x", None, 3, json.loads(config.read_text())])
+            content = altered(rng, content)
+            config.write_text(json.dumps(content, default=str))
+        outcome(plot_util.main, [str(folder), "--table"])
+        run_mujoco.main(["--resume", str(folder)])  # which writes it anew if it must
+    err = capsys.readouterr().err
+    assert (
+        err.count("\n") <= 2 and "Traceback" not in err
+    )  # a config's plot may warn and be refused
+    assert ", line " not in err, err  # how `describe` shows what nobody expected
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_no_file_takes_more_memory_than_it_has_to_show_for(name, tmp_path):
+    path = tmp_path / "bomb"
+    path.write_bytes(bomb(name, 2**16))
+    read = read_checkpoint if name.startswith("checkpoint") else ppo1.load_variables
+    tracemalloc.start()
+    try:
+        message = outcome(read, path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= 2 * path.stat().st_size + 2**26
+    assert message is not None or name == "dump of a far memo"
