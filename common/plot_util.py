@@ -266,8 +266,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object")
     arguments = content.get("arguments", {})
-    if not isinstance(arguments, dict) or not isinstance(arguments.get("env", ""), str):
-        raise ValueError(f"{path} is not of a run: its arguments or their env are something else")
+    if (
+        not isinstance(arguments, dict)
+        or not isinstance(arguments.get("env", ""), str)
+        or not isinstance(arguments.get("seed"), int | None)
+    ):
+        raise ValueError(f"{path} is not of a run: its arguments, env or seed are something else")
     return content
 
 

@@ -62,14 +62,16 @@ def altered(rng, tree):
             parent[f"{last}x"] = parent.pop(last)
         elif how < 0.4 and isinstance(value, np.ndarray) and value.size:
             parent[last] = rng.choice([
-                value.astype(np.float64), value.astype(np.int32), value[..., None], value[:0]
+                value.astype(np.float64), value.astype(bool), value[..., None], value[:0]
                 if value.ndim else value, value.ravel()[:1], np.concatenate([value.ravel()] * 2),
                 (value * np.float32("nan")).astype(np.float32), value.reshape(-1),
             ])  # fmt: skip
         elif how < 0.5 and isinstance(value, list) and value:
             parent[last] = rng.choice([value[:-1], value * 2, value[::-1]])
         elif how < 0.6 and type(value) is int:
-            parent[last] = rng.choice([-value, value + 1, value * 10**6, float(value), str(value)])
+            parent[last] = rng.choice(
+                [-value, value + 1, value * 10**6, float(value % 9), str(value)]
+            )
         else:
             parent[last] = rng.choice(JUNK)
     return tree
@@ -198,7 +200,7 @@ def shared_lists(levels):
 def bomb(name, size=2**22):
     """Return a file by name, each of which would take gigabytes if it was believed."""
     if name.startswith("npz"):
-        zeros = npy((256 * size,), bytes(1024 * size))
+        zeros = npy((160 * size,), bytes(640 * size))
         return {
             "npz of zeros": lambda: npz(a=zeros),
             "npz that claims": lambda: npz(a=npy((HUGE, HUGE))),
@@ -208,7 +210,7 @@ def bomb(name, size=2**22):
             "npz of empty members": lambda: many_members(30_000),
         }[name]()
     if name.startswith("dump"):
-        zeros = {"a": np.zeros(256 * size, np.float32)}
+        zeros = {"a": np.zeros(160 * size, np.float32)}
         return {
             "dump of zeros": lambda: zlib.compress(pickle.dumps(zeros, 4), 1),
             "dump that claims": lambda: pickle.dumps({"a": np.zeros(2)}, 2).replace(
