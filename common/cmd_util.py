@@ -33,7 +33,7 @@ from common.files import FolderLock, absolute_path, folder_path
 from common.misc_util import set_global_seeds
 from common.monitor import OLD_API, Monitor, is_being_written
 from common.mpi_util import offset_seed
-from common.policy_file import SavedPolicy, read_policy
+from common.policy_file import SavedPolicy, check_sizes, read_policy
 
 LOG_FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
 # Arguments that may differ when a run is resumed, for they do not touch what is computed: those
@@ -531,6 +531,11 @@ def _read_policy(
     preset = saved.settings.get("preset")
     if preset is not None and preset not in presets:
         parser.error(f"{path} is a policy of preset {preset!r}, which this script does not know")
+    try:
+        check_values(parser, saved.settings)
+        check_sizes(saved.settings, saved.description, saved.weights)
+    except ValueError as error:
+        parser.error(f"{path} holds no policy: {error}")
     env = saved.settings.get("env", "")
     if known.env is None and ":" in env:  # whose package would be imported because a file says so
         parser.error(f"{path} is a policy of {env}: give --env {env}")
@@ -566,6 +571,13 @@ def _take_saved_arguments(
     except CheckpointError as error:
         parser.error(str(error))
     saved = content["arguments"]
+    try:
+        if "env" not in saved:
+            raise ValueError("env is missing in arguments")
+        check_values(parser, saved)
+        check_sizes(saved, content.get("policy"), len(content["shared"]["theta"]))
+    except ValueError as error:
+        parser.error(f"{path} holds no run: {error}")
     unset = {action.dest: None for action in parser._actions}
     given = argparse.Namespace(**dict.fromkeys(unset, argparse.SUPPRESS))
     parser.parse_args(argv, given)
@@ -592,6 +604,34 @@ def _take_saved_arguments(
     }
     vars(args).update(kept | free | changed, log_path=str(folder))
     args.checkpoint, args.loaded = {**content, "changed": changed}, None
+
+
+def check_values(parser: ArgumentParser, saved: Mapping[str, Any]) -> None:
+    """Check that saved arguments are such as a command line gives; others would fail anywhere.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    for action in parser._actions:
+        name, value = action.dest, saved.get(action.dest)
+        if name not in saved or (name in LIMITS and value in (0, None)):
+            continue
+        if value is None:
+            is_possible = parser.get_default(name) is None
+        elif action.nargs == 0:  # a flag without a value
+            is_possible = isinstance(value, bool)
+        else:
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            text = ",".join(map(str, value)) if isinstance(value, list) else text
+            try:
+                read = parser._get_value(action, text)
+                parser._check_value(action, read)
+            except (argparse.ArgumentError, argparse.ArgumentTypeError):
+                read = None
+            kinds = (int, float) if isinstance(read, float) else type(read)
+            is_possible = read == value and isinstance(value, kinds)
+        if not is_possible:
+            raise ValueError(f"{name} is {str(value)[:40]}, which {flag(name)} does not take")
 
 
 def has_checkpoints(folder: str | Path | None) -> bool:

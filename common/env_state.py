@@ -51,6 +51,9 @@ WRAPPERS: dict[type, tuple[str, ...]] = {
     atari_wrappers.ClipRewardEnv: (),
 }  # fmt: skip
 
+# Those of them that may be None now and a number later.
+OPTIONAL = ("steps_beyond_terminated", "override_num_noops", "_elapsed_steps")
+
 # The same of the environments that a package defines, beside `np_random` and the simulator.
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "gymnasium.envs.mujoco": (),
@@ -100,7 +103,7 @@ def set_env_state(env: Any, state: State) -> None:
     for layer, saved in zip(reversed(layers), reversed(state["states"]), strict=True):
         try:
             _set_layer(layer, _plain(saved))
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"the saved state of {_name(layer)} does not fit: {error}") from error
 
 
@@ -268,6 +271,7 @@ def _set_layer(layer: Any, state: State) -> None:
         return
     for name in _attributes(layer) or ():
         if name in state["attributes"] or hasattr(layer, name):
+            _check_alike(name, state["attributes"][name], getattr(layer, name, None))
             setattr(layer, name, state["attributes"][name])
     if "np_random" in state:
         layer.np_random.bit_generator.state = state["np_random"]
@@ -275,6 +279,23 @@ def _set_layer(layer: Any, state: State) -> None:
         set_mujoco_state(layer.model, layer.data, state["mujoco"])
     if "ale" in state:
         _set_ale_state(layer.ale, state["ale"])
+
+
+def _check_alike(name: str, saved: Any, here: Any) -> None:
+    """Raise ValueError for a saved attribute on which the next step would fail."""
+    if _is_numeric(here) and not (saved is None and name in OPTIONAL):
+        if not _is_numeric(saved) or np.shape(saved) != np.shape(here):
+            raise ValueError(f"{name} is not as here, of shape {np.shape(here)}")
+    elif name in OPTIONAL and saved is not None and not _is_numeric(saved):
+        raise ValueError(f"{name} is no number")
+
+
+def _is_numeric(value: Any) -> bool:
+    """Return whether `value` is an array of numbers, or may become one."""
+    try:
+        return np.asarray(value).dtype.kind in "biuf"
+    except ValueError:  # lists of unequal lengths
+        return False
 
 
 def _attributes(layer: Any) -> tuple[str, ...] | None:

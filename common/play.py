@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 from mpi4py import MPI
 
 from common import logger

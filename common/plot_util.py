@@ -288,7 +288,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return what is in a run's config.json, {} if there is none.
 
     Raises:
-        ValueError: if it is not a JSON object, or holds other arguments than one.
+        ValueError: if it is not a JSON object, or one with other arguments than a run's.
     """
     path = folder / "config.json"
     try:
@@ -297,8 +297,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         return {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("arguments", {}), dict):
-        raise ValueError(f"{path} is not a run's: need a JSON object, and one in its 'arguments'")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    arguments = content.get("arguments", {})
+    if (
+        not isinstance(arguments, dict)
+        or not isinstance(arguments.get("env", ""), str)
+        or not isinstance(arguments.get("seed"), int | None)
+    ):
+        raise ValueError(f"{path} is not of a run: its arguments, env or seed are something else")
     return content
 
 

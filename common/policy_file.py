@@ -10,6 +10,7 @@ A policy file is one of `common.checkpoint`'s with these entries:
 A checkpoint has `policy` too, the parameters as one vector, and all arguments of its run.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,12 +24,27 @@ from numpy.typing import NDArray
 
 from common.baselines_dump import read_variables
 from common.checkpoint import (
+    LEARNED,
     MAGIC,
     CheckpointError,
     checkpoint_files,
     read_checkpoint,
     read_newest,
     write_checkpoint,
+)
+from common.foreign_formats import foreign_format
+from common.plain_pickle import (
+    ANY_NAME,
+    COUNT,
+    DICT,
+    FINITE,
+    NUMBER,
+    SETTING,
+    TEXT,
+    Is,
+    Refused,
+    check,
+    is_number,
 )
 from common.torch_util import FlatLayout
 
@@ -37,6 +53,34 @@ SETTINGS = (
     "preset", "env", "hid_size", "num_hid_layers", "kind", "frame_stack", "env_kwargs",
     "max_episode_steps", "clip_actions",
 )  # fmt: skip
+SIZES = ("hid_size", "num_hid_layers", "frame_stack")  # of which each takes memory
+
+DTYPE = Is("a kind of number", lambda x: np.dtype(x).kind in "biuf")
+BOUND = Is(
+    "a number or an array of numbers",
+    lambda x: is_number(x) or isinstance(x, bool) or x.dtype.kind in "biuf",
+)
+CHOICES = Is("whole numbers", lambda x: np.asarray(x).dtype.kind in "iu")
+SPACES: dict[str, Any] = {
+    "Box": {"shape": [COUNT], "dtype": DTYPE, "low": BOUND, "high": BOUND},
+    "Discrete": {"n": COUNT, "start": NUMBER},
+    "MultiDiscrete": {"nvec": CHOICES, "start": CHOICES, "dtype": DTYPE},
+    "MultiBinary": {"shape": [COUNT]},
+}
+
+
+def _is_space(value: Any) -> bool:
+    try:
+        check(value, SPACES[value["type"]])
+    except Exception:  # of a dtype that NumPy does not know, for instance
+        return False
+    return True
+
+
+SPACE = Is("a space", _is_space)
+DESCRIPTION = {"class": TEXT, "arguments": DICT, "ob_space": SPACE, "ac_space": SPACE}
+POLICY_FILE = {"policy?": DESCRIPTION, "variables": {ANY_NAME: FINITE}, "settings?": DICT}
+RUNS_POLICY = {"policy?": DESCRIPTION, "shared": LEARNED, "arguments?": DICT}
 
 
 class SavedPolicy(NamedTuple):
@@ -56,6 +100,13 @@ class SavedPolicy(NamedTuple):
     settings: dict[str, Any]
     variables: dict[str, NDArray[Any]] | None
     state: dict[str, Any] | None
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the file holds of the policy: no part of its network is larger."""
+        if self.variables is not None:
+            return sum(np.size(value) for value in self.variables.values())
+        return len((self.state or {})["theta"])
 
     def check_env(self, env_id: str) -> None:
         """Raise ValueError for an environment that is another one than the saved, in any version.
@@ -88,7 +139,7 @@ class SavedPolicy(NamedTuple):
             if self.variables is not None:
                 pi.load_variables(self.variables)
             else:
-                _set_state(pi, self.state or {})
+                set_learned(pi, self.state or {})
         except ValueError as error:
             raise ValueError(f"{self.path} does not fit: {error}") from error
 
@@ -103,29 +154,76 @@ def read_policy(path: Path) -> SavedPolicy:
     """
     try:
         if path.is_dir():
-            path, content = read_newest(path if checkpoint_files(path) else path / "checkpoints")
+            folder = path if checkpoint_files(path) else path / "checkpoints"
+            path, content = read_newest(folder, _read_content)
+        elif _is_ours(path):
+            content = _read_content(path)
         else:
-            with open(path, "rb") as file:
-                is_ours = file.read(len(MAGIC)) == MAGIC
-            if not is_ours:
-                return SavedPolicy(path, None, {}, read_variables(path), None)
-            content = read_checkpoint(path)
+            variables = read_variables(path)
+            check(variables, {ANY_NAME: FINITE})
+            return SavedPolicy(path, None, {}, variables, None)
     except OSError as error:
-        raise CheckpointError(f"cannot read policy {path}: {error.strerror}") from error
+        problem = foreign_format(path) or f"cannot read policy {path}: {error.strerror}"
+        raise CheckpointError(problem) from error
+    except Refused as error:
+        raise CheckpointError(f"{path} holds no policy: {error}") from error
     except ValueError as error:
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(foreign_format(path) or str(error)) from error
     description = content.get("policy")
     known = {
         **(description or {}).get("arguments", {}),
-        **content.get("settings", content.get("arguments", {})),
+        **(content.get("settings") or content.get("arguments") or {}),
     }
-    settings = {name: known[name] for name in SETTINGS if known.get(name) is not None}
-    if "variables" in content:
-        return SavedPolicy(path, description, settings, content["variables"], None)
-    state = content.get("shared", {})
-    if "theta" not in state:
-        raise CheckpointError(f"{path} holds no policy")
-    return SavedPolicy(path, description, settings, None, state)
+    settings = {
+        name: known[name]
+        for name in SETTINGS
+        if known.get(name) is not None and SETTING.holds(known[name])
+    }
+    state = None if "variables" in content else content["shared"]
+    return SavedPolicy(path, description, settings, content.get("variables"), state)
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file begins as a checkpoint or a policy file does."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"cannot read policy {path}: it is no regular file")
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    """Return what a policy file or a checkpoint holds.
+
+    Raises:
+        CheckpointError: if it cannot be read, or its parts are not those of a policy.
+    """
+    content = read_checkpoint(path)
+    try:
+        check(content, POLICY_FILE if "variables" in content else RUNS_POLICY)
+    except Refused as error:
+        raise CheckpointError(f"{path} holds no policy: {error}") from None
+    return content
+
+
+def check_sizes(
+    settings: Mapping[str, Any], description: Mapping[str, Any] | None, weights: int
+) -> None:
+    """Check that settings from a file make nothing that is larger than what is in it.
+
+    Args:
+        settings: of which those in SIZES count.
+        description: of the policy, if it is there.
+        weights: of its network.
+
+    Raises:
+        ValueError: naming the first that does.
+    """
+    shape = (description or {}).get("ob_space", {}).get("shape")
+    limits = {"frame_stack": shape[-1]} if shape else {}
+    for name in SIZES:
+        value, limit = settings.get(name), limits.get(name, weights)
+        if isinstance(value, int) and value > limit:
+            raise ValueError(f"{name} is {value}, more than the {limit} that its network allows")
 
 
 def write_policy(
@@ -169,13 +267,19 @@ def describe_policy(pi: Any) -> dict[str, Any]:
     }
 
 
-def _set_state(pi: Any, state: Mapping[str, Any]) -> None:
-    """Set parameters and observation statistics from a checkpoint's."""
+def set_learned(pi: Any, state: Mapping[str, Any]) -> None:
+    """Set parameters and observation statistics from a checkpoint's.
+
+    Raises:
+        ValueError: if the network is another one.
+    """
     parameters, theta = pi.get_trainable_variables(), state["theta"]
     layout = FlatLayout(parameters)
     if len(theta) != layout.size:
         raise ValueError(f"the saved network has {len(theta)} weights, this one {layout.size}")
-    sums = state.get("ob_rms", {})
+    sums = state.get("ob_rms") or {}
+    if hasattr(pi, "ob_rms") and not sums:
+        raise ValueError("it has no observation statistics")
     for name, value in sums.items():
         here = getattr(getattr(pi, "ob_rms", None), name, np.empty(0))
         if np.shape(value) != here.shape:
@@ -187,6 +291,13 @@ def _set_state(pi: Any, state: Mapping[str, Any]) -> None:
         for name, value in sums.items():
             getattr(pi.ob_rms, name)[...] = value
         pi.ob_rms.refresh()
+
+
+def space_size(plain: Mapping[str, Any]) -> int:
+    """Return how many numbers a network has to or from a space that is described."""
+    if "n" in plain:
+        return int(plain["n"])
+    return math.prod(plain["shape"]) if "shape" in plain else int(np.sum(plain["nvec"]))
 
 
 # ---- Spaces -------------------------------------------------------------------------------------
@@ -234,7 +345,7 @@ def space_from_plain(plain: Mapping[str, Any]) -> gym.Space:
         if plain["type"] == "MultiBinary":
             shape = plain["shape"]
             return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
-    except (AssertionError, KeyError, TypeError) as error:
+    except (AssertionError, KeyError, OverflowError, TypeError) as error:
         raise ValueError(f"not a space: {plain}") from error
     raise ValueError(f"unknown kind of space: {plain['type']!r}")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
+import numpy as np
 import torch
 from mpi4py import MPI
 
@@ -42,7 +43,7 @@ from common.launch import LaunchError, check_world, launched_rank, relaunch
 from common.misc_util import counted, usable_cores
 from common.monitor import Monitor, find_monitor, truncate_monitor_file
 from common.mpi_util import abort_job_on_error, agree, rank_on_machine
-from common.policy_file import describe_policy, write_policy
+from common.policy_file import describe_policy, set_learned, write_policy
 from common.progress import console_while_training, limits_of
 from common.provenance import (
     changed_files,
@@ -52,6 +53,7 @@ from common.provenance import (
     package_versions,
     source_digests,
 )
+from common.torch_util import at_most_weights
 from common.tracking import check_tracking, track
 from common.watchdog import Watchdog
 
@@ -63,6 +65,7 @@ OWN_FILES = re.compile(
     r"|log(-rank\d+)?\.txt|progress(-rank\d+)?\.(csv|json)"
 )
 OWN_FOLDERS = re.compile(r"checkpoints|tb(-rank\d+)?")
+CARRIED = {"ob": "observation_space", "ac": "action_space", "prevac": "action_space"}
 
 
 class Algorithm(Protocol):
@@ -139,9 +142,15 @@ def run(
         torch.set_num_threads(args.threads)
         hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}
         made_with: dict[str, Any] = {"versions": package_versions()}
+        weights = math.inf  # of the network, unless it comes from a file
+        if loaded is not None:
+            weights = loaded.weights
+        elif checkpoint is not None:
+            weights = len(checkpoint["shared"]["theta"])
 
         def policy_fn(name: str, ob_space: gym.Space, ac_space: gym.Space) -> torch.nn.Module:
-            pi = make_policy(args, name, ob_space, ac_space).to(device_of(args, own_gpu))
+            with at_most_weights(weights):
+                pi = make_policy(args, name, ob_space, ac_space).to(device_of(args, own_gpu))
             if loaded is not None and name != "oldpi":
                 loaded.load_into(pi)
             return pi
@@ -160,7 +169,6 @@ def run(
             with play.closing(make_env(args, None)) as env:
                 probe = policy_fn("probe", env.observation_space, env.action_space)
                 if checkpoint is not None:
-                    logged_lengths(checkpoint)
                     check_fits(checkpoint, args, env, probe)
             if trains and args.log_path and MPI.COMM_WORLD.Get_rank() == 0:
                 check_folder(Path(args.log_path), resumes=checkpoint is not None)
@@ -670,11 +678,26 @@ def check_fits(
             f"the saved network has {saved_size} weights in {len(saved)} arrays, this run's {size} "
             f"in {len(here)}" + (", of other shapes" if saved_size == size else "")
         )
+    set_learned(probe, checkpoint["shared"])
     ranks = checkpoint["ranks"]
     if len(ranks) == MPI.COMM_WORLD.Get_size():
-        env_state = ranks[MPI.COMM_WORLD.Get_rank()]["env"]
-        if env_state is not None:
-            set_env_state(env, env_state)
+        own = ranks[MPI.COMM_WORLD.Get_rank()]
+        if own["env"] is not None:
+            set_env_state(env, own["env"])
+        for name, space in CARRIED.items():
+            check_carried(name, own.get("carry"), getattr(env, space))
+
+
+def check_carried(name: str, carry: dict[str, Any] | None, space: gym.Space) -> None:
+    """Raise ValueError for a saved observation or action that is of another kind than `space`."""
+    if carry is None:
+        return
+    value = np.asarray(carry[name])
+    is_kept = isinstance(space, gym.spaces.Box)  # whose actions may lie outside
+    if value.shape != (space.shape or ()) or not (is_kept or space.contains(carry[name])):
+        raise ValueError(
+            f"the saved {name}, of shape {value.shape}, is not of this environment's {space}"
+        )
 
 
 def resumed_state(
@@ -753,31 +776,17 @@ def logged_lengths(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         log_bytes, monitor_rows, and log_lines for names in LINE_LOGS, where they are known.
-
-    Raises:
-        ValueError: if the checkpoint has something else there.
     """
-    try:
-        ranks = [*checkpoint["ranks"], *checkpoint.get("former_ranks", [])]
-        lines = [
-            checkpoint["shared"]["log_lines"],
-            *(own.get("log_lines", {}) for own in ranks[1:]),
-        ]
-        lengths = [
-            {
-                "log_bytes": own["log_bytes"],
-                "monitor_rows": own["monitor_rows"],
-                "log_lines": {name: counts[name] for name in LINE_LOGS if name in counts},
-            }
-            for own, counts in zip(ranks, lines, strict=True)
-        ]
-        for own in lengths:
-            for x in (own["log_bytes"], own["monitor_rows"], *own["log_lines"].values()):
-                if type(x) is not int or not 0 <= x < 2**63:
-                    raise TypeError(f"need a length, got {x!r}")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError("the checkpoint does not say how long its run's logs are") from error
-    return lengths
+    ranks = [*checkpoint["ranks"], *checkpoint.get("former_ranks", [])]
+    lines = [checkpoint["shared"]["log_lines"], *(own.get("log_lines", {}) for own in ranks[1:])]
+    return [
+        {
+            "log_bytes": own["log_bytes"],
+            "monitor_rows": own["monitor_rows"],
+            "log_lines": {name: counts[name] for name in LINE_LOGS if name in counts},
+        }
+        for own, counts in zip(ranks, lines, strict=True)
+    ]
 
 
 def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> Path | None:

@@ -4,9 +4,10 @@ Source: baselines/common/tf_util.py @ ea25b9e: normc_initializer, conv2d, GetFla
 Differs: parameters are views of the flat vector, so reading or writing it moves nothing.
 """
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,39 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+MANY_WEIGHTS = 2**22  # whose drawing takes 50 MB
+_weights_left: float = math.inf  # that may be drawn, inside `at_most_weights`
+
+
+@contextlib.contextmanager
+def at_most_weights(count: float) -> Iterator[None]:
+    """Refuse to draw the weights of networks that are larger than `count`, and than MANY_WEIGHTS.
+
+    A file's sizes may ask for any memory; a network that is to be filled from the file needs no
+    more weights than that has.
+    """
+    global _weights_left
+    before, _weights_left = _weights_left, max(count, MANY_WEIGHTS)
+    try:
+        yield
+    finally:
+        _weights_left = before
+
+
+def _count_weights(*shape: int) -> None:
+    """Raise ValueError if there may not be as many weights more."""
+    global _weights_left
+    _weights_left -= math.prod(shape)
+    if _weights_left < 0:
+        raise ValueError(f"the network is larger than the saved one: a layer of {shape} weights")
+
 
 def normc(shape: tuple[int, int], std: float) -> torch.Tensor:
     """Return an (in, out) kernel whose columns, each output's incoming weights, have norm `std`.
 
     Draws from NumPy's global legacy state.
     """
+    _count_weights(*shape)
     weights = np.random.randn(*shape).astype(np.float32)
     weights *= std / np.sqrt(np.square(weights).sum(axis=0, keepdims=True))
     return torch.from_numpy(weights)
@@ -33,6 +61,7 @@ def glorot_uniform_conv(
     Its weights lie within sqrt(6 / (fan_in + fan_out)). Draws from torch's generator: NumPy's
     stream is left to the dense kernels, as in baselines.
     """
+    _count_weights(out_channels, in_channels, *kernel_size)
     area = math.prod(kernel_size)
     bound = math.sqrt(6.0 / (area * in_channels + area * out_channels))
     weights = torch.empty(out_channels, in_channels, *kernel_size).uniform_(-bound, bound)

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 from common.checkpoint import CheckpointError
 from common.files import absolute_path
 from common.misc_util import undisturbed_generators
-from common.policy_file import SavedPolicy, read_policy, space_from_plain, write_policy
+from common.policy_file import (
+    SavedPolicy,
+    read_policy,
+    space_from_plain,
+    space_size,
+    write_policy,
+)
+from common.torch_util import at_most_weights
 from ppo1.cnn_policy import CnnPolicy
 from ppo1.mlp_policy import MlpPolicy
 from ppo1.policy import TorchPolicy
@@ -90,10 +97,18 @@ def build_policy(saved: SavedPolicy) -> TorchPolicy:
             f"{saved.path} is of class {name}, whose code is not in the file: construct one, pi, "
             "then ppo1.load_policy(path, pi)"
         )
-    ob_space, ac_space = (
-        space_from_plain(saved.description[key]) for key in ("ob_space", "ac_space")
-    )
-    with undisturbed_generators():
-        pi = POLICIES[name]("pi", ob_space, ac_space, **saved.description["arguments"])
+    arguments = saved.description["arguments"]
+    spaces = [saved.description[key] for key in ("ob_space", "ac_space")]
+    sizes = [*map(space_size, spaces), *(x for x in arguments.values() if isinstance(x, int))]
+    if max(sizes) > saved.weights:
+        raise CheckpointError(
+            f"{saved.path} describes a network with a layer of {max(sizes)}, but has "
+            f"{saved.weights} weights"
+        )
+    try:
+        with undisturbed_generators(), at_most_weights(saved.weights):
+            pi = POLICIES[name]("pi", *map(space_from_plain, spaces), **arguments)
+    except Exception as error:  # whatever a constructor does with arguments of other types
+        raise CheckpointError(f"{saved.path} describes no policy: {error}") from error
     saved.load_into(pi)
     return pi
