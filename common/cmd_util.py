@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import gymnasium as gym
 from mpi4py import MPI
 
-from common import logger
+from common import env_api, logger
 from common.checkpoint import CheckpointError, checkpoint_files, read_run
 from common.misc_util import set_global_seeds
 from common.monitor import Monitor
@@ -578,9 +578,11 @@ def make_plain_env(env_id: str, render_mode: str | None = None) -> gym.Env:
         warnings.filterwarnings("ignore", message=".*out of date.*")
         try:
             mode: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-            return gym.make(env_id, disable_env_checker=True, **mode)
+            env = gym.make(env_id, disable_env_checker=True, **mode)
         except gym.error.DependencyNotInstalled as error:
             raise ValueError(f"environment {env_id!r}: {error}") from error
+    env_api.check_env(env)
+    return env
 
 
 def make_mujoco_env(
@@ -616,7 +618,7 @@ def scale_rewards(env: gym.Env, scale: float) -> gym.Env:
     """Return `env` with its rewards multiplied by `scale`."""
     if scale == 1.0:
         return env
-    return gym.wrappers.TransformReward(env, lambda reward: scale * float(reward))
+    return gym.wrappers.TransformReward(env, lambda reward: scale * env_api.as_number(reward))
 
 
 def make_robotics_env(
@@ -649,7 +651,7 @@ def _seed_and_monitor(
     env: gym.Env, seed: int | None, rank: int, *, info_keywords: tuple[str, ...]
 ) -> gym.Env:
     set_global_seeds(seed)
-    env.reset(seed=seed)  # later resets go on from here
+    env_api.reset(env, seed=seed)  # later resets go on from here
     env.action_space.seed(seed)
     return monitored(env, rank, info_keywords=info_keywords)
 

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import gymnasium as gym
 
+from common import env_api
+
 if TYPE_CHECKING:
     import pandas
 
@@ -132,11 +134,15 @@ class Monitor(gym.Wrapper):
         if self.needs_reset:
             raise RuntimeError("tried to step an environment that needs a reset first")
         ob, reward, terminated, truncated, info = self.env.step(action)
-        self.running_return += float(reward)  # a Python float, whatever the reward's dtype
+        try:
+            rew, over = float(reward), bool(terminated or truncated)
+        except (OverflowError, TypeError, ValueError):
+            rew, over = env_api.as_number(reward), True
+        self.running_return += rew  # a Python float, whatever the reward's dtype
         self.running_length += 1
         self.total_steps += 1
-        if terminated or truncated:
-            self._end_episode(info)
+        if over and env_api.is_over(terminated, truncated):
+            self._end_episode(info if isinstance(info, dict) else {})
         return ob, reward, terminated, truncated, info
 
     def close(self) -> None:

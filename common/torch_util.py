@@ -4,9 +4,10 @@ Source: baselines/common/tf_util.py @ ea25b9e: normc_initializer, conv2d, GetFla
 Differs: parameters are views of the flat vector, so reading or writing it moves nothing.
 """
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,3 +150,14 @@ def compile_function(function: Callable[..., Any], *example: torch.Tensor) -> Ca
         )
         compiled(*example)
     return compiled
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Have torch use `count` threads in a `with` block, then as many as before; None: as many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

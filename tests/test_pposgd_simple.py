@@ -222,6 +222,7 @@ class Scripted:
     """Acts 0, 1, 2, ... (modulo 2), values at 10, 11, 12, ...; notes the observations it saw."""
 
     recurrent = False
+    pdtype = CategoricalPdType(2)
 
     def __init__(self):
         self.seen = []

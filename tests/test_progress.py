@@ -30,7 +30,7 @@ logger.configure(folder, ["stdout", "log"] if MPI.COMM_WORLD.Get_rank() == 0 els
 limits = [progress.Limit("timesteps_so_far", 1000, "steps")]
 with progress.console_while_training(limits, quiet=event == "quiet") as show:
     for i in range(5):
-        show({"tstart": time.time(), "timesteps_so_far": 205 * i})
+        show({"tstart": time.monotonic(), "timesteps_so_far": 205 * i})
         logger.detail(f"**** Iteration {i} ****")
         if i == 3:
             logger.log("a line of the log, longer than a narrow screen is wide")
