@@ -25,6 +25,8 @@ UNPACKING = re.compile(
     r"|cannot unpack non-iterable (?P<type>\S+) object"
 )
 REAL = "biuf"  # kinds of dtypes
+REPR = reprlib.Repr()
+REPR.maxother = 60
 
 
 def check_env(env: Any) -> None:
@@ -205,7 +207,7 @@ def hold(
 
 def short(value: Any) -> str:
     """Return `value` and its type, in one short line."""
-    return f"{' '.join(reprlib.repr(value).split())} ({type(value).__name__})"
+    return f"{' '.join(REPR.repr(value).split())} ({type(value).__name__})"
 
 
 def _array(value: Any) -> NDArray[Any] | None:

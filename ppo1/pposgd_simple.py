@@ -707,13 +707,22 @@ def restore_learner(pi: Policy, adam: MpiAdam, state: dict[str, Any]) -> None:
 
 
 def random_states(pi: Policy) -> dict[str, Any]:
-    """Return the states of all generators that training draws from, on this rank."""
+    """Return the states of all generators that training draws from, on this rank.
+
+    Raises:
+        TypeError: for a policy's own that is no `numpy.random.Generator`.
+    """
     states = {
         "numpy": np.random.get_state(legacy=False),
         "python": random.getstate(),
         "torch": torch.get_rng_state(),
     }
     if hasattr(pi, "rng"):
+        if not isinstance(pi.rng, np.random.Generator):
+            raise TypeError(
+                f"a checkpoint cannot hold the policy's rng, a {type(pi.rng).__name__}: "
+                "need a numpy.random.Generator"
+            )
         states["policy"] = pi.rng.bit_generator.state
     return states
 
@@ -777,7 +786,7 @@ def tell_of_actions_outside(acs: NDArray[Any], ac_space: gym.Space) -> None:
     share = env_api.share_outside(acs, ac_space)
     if share:
         logger.log(
-            f"{100 * share:.0f} % of the first actions lie outside the action space: the "
+            f"{100 * share:.2g} % of the first actions lie outside the action space: the "
             "environment gets them as they are, as in baselines; --clip-actions clips them"
         )
 
