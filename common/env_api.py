@@ -21,7 +21,7 @@ RETURNS = {
 REMEDY = "change it, or wrap it by shimmy: gymnasium.make('GymV21Environment-v0', env=env)"
 KEYWORD = re.compile(r"reset\(\) got an unexpected keyword argument '(seed|options)'")
 UNPACKING = re.compile(
-    r"(?P<how>not enough|too many) values to unpack \(expected \d(, got (?P<got>\d))?"
+    r"values to unpack \(expected \d(, got (?P<got>\d))?"
     r"|cannot unpack non-iterable (?P<type>\S+) object"
 )
 REAL = "biuf"  # kinds of dtypes
@@ -93,12 +93,10 @@ def explain(error: Exception, env: Any, action: Any = None) -> None:
     is_wrapper = at.f_code.co_name == method and isinstance(at.f_locals.get("self"), gym.Wrapper)
     found = UNPACKING.search(str(error))
     if found and (at is caller or is_wrapper):
-        what = found["type"] or (f"{found['got']} values" if found["got"] else "more values")
-        if (method, found["how"], found["got"]) in {
-            ("reset", "too many", None),
-            ("step", "not enough", "4"),
-        }:
-            what += ", as in gym before 0.26"
+        alone_or_few = "an observation alone" if method == "reset" else "4 values"
+        is_old = not found["type"] and (method == "reset" or found["got"] == "4")
+        other = found["type"] or f"{found['got'] or 'more'} values"
+        what = f"{alone_or_few}, as in gym before 0.26" if is_old else other
         raise ValueError(_wrong(env, method, f"returned {what}")) from error
     if action is not None and share_outside(np.asarray(action)[None], env.action_space):
         error.add_note(

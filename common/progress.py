@@ -213,7 +213,7 @@ class LiveOutputFormat(logger.KVWriter, logger.SeqWriter):
             fields.append((1, f"{done:,}/{int(limit.total):,} {limit.unit}"))
         if limit is None or limit.unit != "steps":
             fields.append((5, f"{self.local.get('timesteps_so_far', 0):,} steps"))
-        if "TimestepsPerSec" in self.values:
+        if math.isfinite(self.values.get("TimestepsPerSec", math.nan)):
             fields.append((4, f"{self.values['TimestepsPerSec']:,.0f}/s"))
         fields.append((2, f"{duration(seconds_left(self.history))} left"))
         for key in ("EpTrueRewMean", "EpRewMean"):
