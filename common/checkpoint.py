@@ -495,6 +495,7 @@ class Checkpointer:
         iteration = local["iters_so_far"]
         if self.last_saved is None:
             self.last_saved = iteration  # where this process began
+            to_plain(self.collect(local))  # raises now what no save could hold
         signum = self.comm.allreduce(self.signum, op=MPI.MAX)
         if signum or (self.interval and iteration - self.last_saved >= self.interval):
             self.save()

@@ -27,11 +27,11 @@ import numpy as np
 from gymnasium.utils import seeding
 from mpi4py import MPI
 
-from common import logger
+from common import env_api, logger
 from common.checkpoint import CheckpointError, checkpoint_files, read_run, run_folder
 from common.files import FolderLock, absolute_path, folder_path
 from common.misc_util import set_global_seeds
-from common.monitor import OLD_API, Monitor, is_being_written
+from common.monitor import Monitor, is_being_written
 from common.mpi_util import offset_seed
 from common.policy_file import SavedPolicy, check_sizes, read_policy
 
@@ -794,7 +794,7 @@ def make_plain_env(
                 f"environment {env_id!r} is none for ppo1, which needs a single one with "
                 f"Gymnasium's API (not a vector, not old gym's): {str(error).partition('. ')[0]}"
             ) from error
-    _check_interface(env, env_id)
+    env_api.check_env(env)
     if clip_actions and isinstance(env.action_space, gym.spaces.Box):
         env = gym.wrappers.ClipAction(env)
     return env
@@ -810,23 +810,6 @@ def naming_kwargs(env_id: str, env_kwargs: Mapping[str, Any] | None) -> Iterator
             raise
         given = f"--env-kwargs {json.dumps(env_kwargs)}"
         raise ValueError(f"environment {env_id!r} with {given}: {describe(error)}") from error
-
-
-def _check_interface(env: gym.Env, env_id: str) -> None:
-    """Raise ValueError, naming what differs, if `env` is not one environment of Gymnasium's API."""
-    plain: Any = env.unwrapped
-    if isinstance(getattr(plain, "num_envs", None), int):
-        raise ValueError(
-            f"environment {env_id!r} is a vector environment, of {plain.num_envs} copies: need a "
-            "single one; every rank of `mpirun -np N` plays a copy"
-        )
-    for name in ("observation_space", "action_space"):
-        kind = type(getattr(env, name))
-        if not issubclass(kind, gym.Space):
-            raise ValueError(
-                f"environment {env_id!r}: {name} is a {kind.__module__}.{kind.__qualname__}, not "
-                "one of gymnasium.spaces; old gym's do not fit"
-            )
 
 
 def env_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -875,7 +858,7 @@ def scale_rewards(env: gym.Env, scale: float) -> gym.Env:
     """Return `env` with its rewards multiplied by `scale`."""
     if scale == 1.0:
         return env
-    return gym.wrappers.TransformReward(env, lambda reward: scale * float(reward))
+    return gym.wrappers.TransformReward(env, lambda reward: scale * env_api.as_number(reward))
 
 
 def make_robotics_env(
@@ -918,16 +901,7 @@ def _make_seeded(
     env = make_plain_env(env_id, render_mode, **options)
     set_global_seeds(seed)
     seed_generators(env, seed)
-    try:
-        result: Any = env.reset(seed=seed)  # later resets go on from here
-    except TypeError as error:
-        missing = re.search(r"unexpected keyword argument '(seed|options)'", str(error))
-        if not missing:
-            raise
-        what = f"reset takes no {missing[1]}"
-        raise ValueError(f"environment {env_id!r}: {what}: {OLD_API}") from error
-    if not (isinstance(result, tuple | list) and len(result) == 2):
-        raise ValueError(f"environment {env_id!r}: reset returns no pair: {OLD_API}")
+    env_api.reset(env, seed=seed)  # later resets go on from here
     env.action_space.seed(seed)
     return env
 

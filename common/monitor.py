@@ -23,25 +23,20 @@ import itertools
 import json
 import os
 import time
-import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import gymnasium as gym
-import numpy as np
 
+from common import env_api
 from common.files import no_link
 
 if TYPE_CHECKING:
     import pandas
 
 
-OLD_API = (
-    "that is old gym's API; with Gymnasium's, reset(seed=..., options=...) returns observation and "
-    "info, and step(action) returns observation, reward, terminated, truncated and info"
-)
 _files: "weakref.WeakSet[TextIO]" = weakref.WeakSet()  # of this process's Monitors
 
 
@@ -147,17 +142,15 @@ class Monitor(gym.Wrapper):
         """
         if self.needs_reset:
             raise RuntimeError("tried to step an environment that needs a reset first")
+        ob, reward, terminated, truncated, info = self.env.step(action)
         try:
-            ob, reward, terminated, truncated, info = self.env.step(action)
-        except ValueError as error:
-            if _is_old_step(error):
-                raise ValueError(f"the environment's step returns 4 values: {OLD_API}") from error
-            raise
-        reward = _as_number(reward)
-        self.running_return += reward
+            rew, over = float(reward), bool(terminated or truncated)
+        except (OverflowError, TypeError, ValueError):
+            rew, over = env_api.as_number(reward), True
+        self.running_return += rew  # a Python float, whatever the reward's dtype
         self.running_length += 1
         self.total_steps += 1
-        if terminated or truncated:
+        if over and env_api.is_over(terminated, truncated):
             info = info if isinstance(info, dict) else {}
             self._end_episode(info)
         return ob, reward, terminated, truncated, info
@@ -373,28 +366,6 @@ def _read_file(path: str) -> "tuple[dict[str, Any], pandas.DataFrame] | None":
     text = io.StringIO("".join(lines[1:]))
     # Python's float, because older pandas' own parser may miss the last digit.
     return header, pandas.read_csv(text, converters={"r": float, "t": float})
-
-
-def _as_number(reward: Any) -> float:
-    """Return a reward as a Python float, whatever its type: an array or a list may hold it.
-
-    Raises:
-        ValueError: if it is not one number.
-    """
-    try:
-        return float(reward)
-    except (TypeError, ValueError) as error:
-        array = np.asarray(reward)
-        if array.size == 1 and array.dtype.kind in "biuf":
-            return float(array.item())
-        raise ValueError(f"the reward must be one number, got {reward!r:.200}") from error
-
-
-def _is_old_step(error: ValueError) -> bool:
-    """Return whether a wrapper was given the four values of old gym's `step` to unpack."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    is_of_wrapper = isinstance(frame.f_locals.get("self"), gym.Wrapper)
-    return is_of_wrapper and "expected 5, got 4" in str(error)
 
 
 def _monitor_file(filename: str | os.PathLike[str]) -> str:

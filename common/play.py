@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from common import logger
+from common import env_api, logger
 from common.cmd_util import seed_generators
 from common.console_util import fmt_row
 from common.misc_util import counted, set_global_seeds, undisturbed_generators
@@ -152,7 +152,7 @@ def play_episode(
     """
     monitor: Any = find_monitor(env)
     with _seeded(pi, env, seed):
-        ob, _ = env.reset(seed=seed % 2**32)
+        ob = env_api.reset(env, seed=seed % 2**32)
         games, steps = len(monitor.episode_lengths), 0
         while steps < max_steps and not is_over():
             ac, vpred = pi.act(not deterministic, ob)
@@ -162,10 +162,14 @@ def play_episode(
                     f"the predicted value is {vpred} at step {steps} of the episode from seed "
                     f"{seed}: the {culprit} is at fault"
                 )
-            ob, _, terminated, truncated, _ = env.step(ac)
+            try:
+                ob, _, terminated, truncated, _ = env.step(ac)
+            except Exception as error:
+                env_api.explain(error, env, ac)
+                raise
             steps += 1
             if (terminated or truncated) and len(monitor.episode_lengths) == games:
-                ob, _ = env.reset()  # which may end the game
+                ob = env_api.reset(env)  # which may end the game
             if len(monitor.episode_lengths) > games:
                 return monitor.episode_rewards[games], monitor.episode_lengths[games]
     return monitor.running_return, monitor.running_length

@@ -159,7 +159,10 @@ class LiveOutputFormat(logger.KVWriter, logger.SeqWriter):
         """Draw table and bar anew, if it is not too soon."""
         now = time.monotonic()
         is_first = not self.local
-        self.local = {"seconds": time.time() - local["tstart"], **local}
+        steps = local.get("timesteps_so_far", 0)
+        if local.get("seg"):  # those of running episodes too: perhaps none ever ends
+            steps += local["seg"]["carry"]["cur_ep_len"] * local["comm"].Get_size()
+        self.local = {**local, "seconds": now - local["tstart"], "timesteps_so_far": steps}
         if not is_first:  # the first iteration may compile, and says nothing of the others' pace
             self.history.append((now, self.fraction_done()))
         if now - self.drawn >= REDRAW_SECONDS:
@@ -223,7 +226,7 @@ class LiveOutputFormat(logger.KVWriter, logger.SeqWriter):
             fields.append((1, f"{done:,}/{int(limit.total):,} {limit.unit}"))
         if limit is None or limit.unit != "steps":
             fields.append((5, f"{self.local.get('timesteps_so_far', 0):,} steps"))
-        if "TimestepsPerSec" in self.values:
+        if math.isfinite(self.values.get("TimestepsPerSec", math.nan)):
             fields.append((4, f"{self.values['TimestepsPerSec']:,.0f}/s"))
         fields.append((2, f"{duration(seconds_left(self.history))} left"))
         for key in ("EpTrueRewMean", "EpRewMean"):

@@ -190,3 +190,14 @@ def count_compiled() -> tuple[int, int]:
         return counters["fxgraph_cache_miss"], counters["fxgraph_cache_hit"]
     except (AttributeError, KeyError):
         return 0, 0
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Have torch use `count` threads in a `with` block, then as many as before; None: as many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -74,7 +74,7 @@ class ResidualPolicy(nn.Module):
 def train(max_timesteps: int = 100_000, seed: int = 0) -> ResidualPolicy:
     """Return a trained policy. Collective: every rank must call it."""
     env = make_mujoco_env("CartPole-v1", seed)  # seeds NumPy, torch and the environment, by rank
-    return pposgd_simple.learn(  # type: ignore[return-value]
+    return pposgd_simple.learn(
         env,
         lambda name, ob_space, ac_space: ResidualPolicy(ob_space, ac_space),
         timesteps_per_actorbatch=1024,

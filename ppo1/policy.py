@@ -27,7 +27,10 @@ AGREEMENT = 1e-3
 
 
 class Policy(Protocol):
-    """All that `learn` uses. An `ob_rms`, where there is one, is updated with each segment.
+    """All that `learn` uses.
+
+    An `ob_rms`, where there is one, is a `RunningMeanStd`, updated with each segment. An `rng`,
+    where there is one, is a `numpy.random.Generator`, whose state checkpoints keep.
 
     A policy that is a `torch.nn.Module` can be compiled, if what it computes depends on its
     parameters and the observations alone. One with an `ob_rms` must derive from `TorchPolicy`
@@ -38,7 +41,15 @@ class Policy(Protocol):
     pdtype: PdType
 
     def act(self, stochastic: bool, ob: NDArray[Any]) -> tuple[Any, Any]:
-        """Return action and value for one observation."""
+        """Return action and value for one observation.
+
+        The environment gets the action as it is. The learner stores it in `pdtype.sample_dtype()`,
+        float32 or int64, and refuses one that this cannot hold.
+
+        Args:
+            stochastic: sample; else take the most likely action.
+            ob: ob_shape, of the segment's dtype: floats where the space is of floats.
+        """
 
     def pdparam_and_vpred(self, ob: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, P) distribution parameters and (N,) values for (N, *ob_shape)."""

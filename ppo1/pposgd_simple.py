@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -23,7 +23,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common import logger
+from common import env_api, logger
 from common.console_util import fmt_row
 from common.dataset import Dataset
 from common.distributions import PdType
@@ -31,15 +31,22 @@ from common.math_util import explained_variance
 from common.monitor import find_monitor, frame_counter
 from common.mpi_adam import MpiAdam
 from common.mpi_moments import mpi_moments
-from common.mpi_running_mean_std import ill_scaled
+from common.mpi_running_mean_std import RunningMeanStd, ill_scaled
 from common.mpi_util import CollectiveError, wait_for_all
-from common.torch_util import FlatLayout, compile_function, count_compiled, functional_network
+from common.torch_util import (
+    FlatLayout,
+    compile_function,
+    count_compiled,
+    functional_network,
+    torch_threads,
+)
 from common.watchdog import patience
 from ppo1.policy import Policy, TorchPolicy
 
 Segment = dict[str, Any]
 Batch = dict[str, Tensor]
 Callback = Callable[[dict[str, Any], dict[str, Any]], None]
+AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
 
 MAX_REWARD = float(np.finfo(np.float32).max)
 LOSS_NAMES = ["pol_surr", "pol_entpen", "vf_loss", "kl", "ent"]
@@ -50,12 +57,19 @@ SCHEDULES = ("constant", "linear")
 UPDATES_WORTH_COMPILING = 25_000
 SECONDS_WORTH_COMPILING = 60.0
 COMPILE_SECONDS = 1800.0  # after which a rank that compiles is stuck
+ITERATIONS_WITHOUT_END = 10
+NO_END = (
+    f"WARNING: no episode has ended in {ITERATIONS_WITHOUT_END} iterations. Only the steps of "
+    "ended episodes count as timesteps, so a run that timesteps or episodes limit may never end: "
+    "limit it by iterations (max_iters, --max-iters), or its episodes (--max-episode-steps, "
+    "gymnasium.wrappers.TimeLimit)"
+)
 LIMITS = ("max_timesteps", "max_episodes", "max_iters", "max_seconds")
-OPTIONAL = ("optim_batchsize", *LIMITS)
+OPTIONAL = ("optim_batchsize", "threads", *LIMITS)
 HYPERPARAMETERS = (
     "timesteps_per_actorbatch", "clip_param", "entcoeff", "optim_epochs", "optim_stepsize",
     "optim_batchsize", "gamma", "lam", *LIMITS, "adam_epsilon", "schedule", "clip_schedule",
-    "bootstrap_truncated",
+    "bootstrap_truncated", "threads",
 )  # fmt: skip
 
 
@@ -84,53 +98,69 @@ def traj_segment_generator(
 
     Yields:
         a dict whose arrays are written anew for the next segment:
-        ob: (T, *ob_shape), the environment's dtype.
+        ob: (T, *ob_shape), of the dtype that `env_api.observation_dtype` returns.
         rew, vpred: (T,) float32. new: (T,) int32, 1 on an episode's first step.
-        ac, prevac: (T, *ac_shape), the action and the one before it.
+        ac, prevac: (T, *ac_shape), the action and the one before it, float32 or int64.
         nextvpred: the value after the last step, 0 if an episode ended there.
         ep_rets, ep_lens: returns and lengths of the episodes that ended in the segment.
         carry: what the next segment begins with.
 
     Raises:
-        ValueError: for an observation of another shape than the space's.
-        FloatingPointError: for a reward or an observation that is not finite, a reward as float32.
+        ValueError: for another interface than Gymnasium's; for an observation or an action of
+            another shape than the space's, or one that the segment's dtype cannot hold.
+        TypeError: for a reward, an end or an observation that is no number.
+        FloatingPointError: for a reward or an observation that is not finite as float32.
     """
     if carry is None:
         ac = env.action_space.sample()  # stands as `prevac` of the very first step
-        ob, _ = env.reset()
+        ob = env_api.reset(env)
         new = True
         cur_ep_ret, cur_ep_len = 0.0, 0
     else:
         ob, new, ac, vpred, prevac = (carry[key] for key in ("ob", "new", "ac", "vpred", "prevac"))
         cur_ep_ret, cur_ep_len = carry["cur_ep_ret"], carry["cur_ep_len"]
-    ob_shape = env.observation_space.shape or ()
-    obs = np.empty((horizon, *ob_shape), np.asarray(ob).dtype)  # may differ from the space's
+    ob_shape, ac_shape = env.observation_space.shape or (), tuple(pi.pdtype.sample_shape())
+    # NumPy has one object for each of these dtypes, so that `is` compares them at no cost
+    ob_dtype = env_api.observation_dtype(ob, env.observation_space)
+    ac_dtype = np.dtype(str(pi.pdtype.sample_dtype()).removeprefix("torch."))
+    obs = np.empty((horizon, *ob_shape), ob_dtype)
     rews = np.zeros(horizon, np.float32)
     vpreds = np.zeros(horizon, np.float32)
     news = np.zeros(horizon, np.int32)
-    acs = np.empty((horizon, *np.shape(ac)), np.asarray(ac).dtype)
+    acs = np.empty((horizon, *ac_shape), ac_dtype)
     prevacs = acs.copy()
     ep_rets: list[float] = []
     ep_lens: list[int] = []
 
+    def held_ob(ob: Any, step: int) -> NDArray[Any]:
+        source = "the environment returned an observation"
+        return env_api.hold(ob, ob_dtype, ob_shape, step=step, source=source)
+
     has_acted = carry is not None
     i = 0
     while True:
-        if np.shape(ob) != ob_shape:
-            raise ValueError(f"observation of shape {np.shape(ob)}, but the space says {ob_shape}")
+        if getattr(ob, "dtype", None) is not ob_dtype or ob.shape != ob_shape:
+            ob = held_ob(ob, i)
         if not has_acted:
             prevac = ac
-            ac, vpred = pi.act(stochastic, ob)
+            try:
+                ac, vpred = pi.act(stochastic, ob)
+            except Exception:
+                check_finite(np.asarray(ob)[None], i)  # which may be why
+                raise
             if not math.isfinite(vpred):
                 check_finite(np.asarray(ob)[None], i)  # a NaN shows in the value
+            if getattr(ac, "dtype", None) is not ac_dtype or ac.shape != ac_shape:
+                env_api.hold(ac, ac_dtype, ac_shape, step=i, source="the policy returned an action")
         has_acted = False
         if i == horizon:
             check_finite(obs)
             yield {
                 "ob": obs, "rew": rews, "vpred": vpreds, "new": news, "ac": acs, "prevac": prevacs,
                 "nextvpred": vpred * (1 - new), "ep_rets": ep_rets, "ep_lens": ep_lens,
-                "carry": {
-                    "ob": ob, "new": new, "ac": ac, "vpred": vpred, "prevac": prevac,
+                "carry": {  # of plain data: a checkpoint holds it
+                    "ob": np.array(ob), "new": new, "ac": np.array(ac, ac_dtype)[()],
+                    "vpred": np.float32(vpred), "prevac": np.array(prevac, ac_dtype)[()],
                     "cur_ep_ret": cur_ep_ret, "cur_ep_len": cur_ep_len,
                 },
             }  # fmt: skip
@@ -142,8 +172,15 @@ def traj_segment_generator(
         acs[i] = ac
         prevacs[i] = prevac
 
-        ob, reward, terminated, truncated, _ = env.step(ac)
-        rew = float(reward)
+        try:
+            ob, reward, terminated, truncated, _ = env.step(ac)
+        except Exception as error:
+            env_api.explain(error, env, ac)
+            raise
+        try:
+            rew, new = float(reward), bool(terminated or truncated)
+        except (OverflowError, TypeError, ValueError):
+            rew, new = env_api.as_number(reward), True
         if not abs(rew) <= MAX_REWARD:  # NaN too
             raise FloatingPointError(
                 f"the environment returned reward {rew} at step {i}, which is no finite float32"
@@ -151,31 +188,56 @@ def traj_segment_generator(
         rews[i] = rew
         cur_ep_ret += rew
         cur_ep_len += 1
-        new = bool(terminated or truncated)
+        new = new and env_api.is_over(terminated, truncated)
         if new:
-            if bootstrap_gamma is not None and not terminated:
+            if bootstrap_gamma is not None and not env_api.as_flag("terminated", terminated):
+                ob = held_ob(ob, i + 1)
+                check_finite(ob[None], i + 1)
                 rews[i] += bootstrap_gamma * pi.act(False, ob)[1]
             ep_rets.append(cur_ep_ret)
             ep_lens.append(cur_ep_len)
             cur_ep_ret, cur_ep_len = 0.0, 0
-            ob, _ = env.reset()
+            ob = env_api.reset(env)
         i += 1
 
 
 def check_finite(obs: NDArray[Any], first_step: int = 0) -> None:
-    """Raise FloatingPointError if one of observations (N, *ob_shape) is not finite, saying where.
+    """Raise FloatingPointError if an observation of (N, *ob_shape) is not finite as float32.
 
     Args:
         obs: from the segment's step `first_step` on.
         first_step: of the segment.
     """
-    finite = np.isfinite(obs) if obs.dtype.kind == "f" else np.True_
+    if obs.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(obs.astype(np.float32, copy=False))
     if not finite.all():
         step, *component = (int(index) for index in np.argwhere(~finite)[0])
         value = obs[(step, *component)]
         raise FloatingPointError(
             f"the environment returned an observation with component {component} = {value} "
-            f"at step {first_step + step} of the segment"
+            f"at step {first_step + step} of the segment, which is no finite float32"
+        )
+
+
+def update_statistics(ob_rms: RunningMeanStd, obs: NDArray[Any], comm: MPI.Comm) -> None:
+    """Add observations (T, *ob_shape) to the running statistics.
+
+    Collective: every rank must call it.
+
+    Raises:
+        CollectiveError: on all ranks, if they overflow: the statistics square them in float32.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        ob_rms.update(obs)
+    finite = np.isfinite(ob_rms.std)
+    if not finite.all():
+        component = tuple(int(index) for index in np.argwhere(~finite)[0])
+        reached = comm.allgather(float(np.abs(obs).max(axis=0)[component]))
+        raise CollectiveError(
+            f"the environment's observations overflow their statistics: component "
+            f"{list(component)} reached {max(reached)} on rank {reached.index(max(reached))}"
         )
 
 
@@ -375,7 +437,7 @@ def poison(total: Tensor) -> Tensor:
 
 def learn(
     env: gym.Env,
-    policy_fn: Callable[[str, gym.Space, gym.Space], Policy],
+    policy_fn: Callable[[str, gym.Space, gym.Space], AnyPolicy],
     *,
     timesteps_per_actorbatch: int,
     clip_param: float,
@@ -397,7 +459,8 @@ def learn(
     compile: bool | None = None,
     state: dict[str, Any] | None = None,
     comm: MPI.Comm | None = None,
-) -> Policy:
+    threads: int | None = 1,
+) -> AnyPolicy:
     """Train a policy and return it.
 
     Exactly one of the four limits must be given; all are looked at between iterations, over all
@@ -429,17 +492,20 @@ def learn(
         state: what `learner_state` gave on this rank, to go on from there. If it holds no `carry`,
             the environment begins a fresh episode.
         comm: the ranks; None is COMM_WORLD.
+        threads: of torch while this trains, at least 1; None leaves their number as it is. More
+            than one slows networks of this size down.
 
     Collective: every rank must call it, with the same arguments.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: for an argument out of its range, and for an environment of another interface.
         CollectiveError: on all ranks, for losses or gradients that are not finite, and for
             parameters that differ between ranks.
         Exception: whatever environment, policy and callback raise, with a note on where.
     """
     arguments = locals()
     check_hyperparameters({name: arguments[name] for name in HYPERPARAMETERS})
+    env_api.check_env(env)
     comm = MPI.COMM_WORLD if comm is None else comm
 
     # Set up the policy, its optimizer and the rollout
@@ -466,7 +532,7 @@ def learn(
     iters_so_far = saved.get("iters_so_far", 0)
     frames_so_far = saved.get("frames_so_far", 0)
     frames_counted = 0 if count_frames is None else count_frames()
-    tstart = time.time() - saved.get("time_elapsed", 0.0)
+    tstart = time.monotonic() - saved.get("time_elapsed", 0.0)
     # Of the last 100 episodes over all ranks, as the learner sees them ...
     lenbuffer: deque[int] = deque(saved.get("lenbuffer", ()), maxlen=100)
     rewbuffer: deque[float] = deque(saved.get("rewbuffer", ()), maxlen=100)
@@ -479,7 +545,9 @@ def learn(
     if state is not None:
         restore_learner(pi, adam, state)
 
-    with notes_on_errors(lambda: f"in iteration {iters_so_far}", rank=comm.Get_rank()):
+    iters_without_end, was_endless = 0, False
+    where = notes_on_errors(lambda: f"in iteration {iters_so_far}", rank=comm.Get_rank())
+    with torch_threads(threads), where:
         while True:
             if callback is not None:
                 callback(locals(), globals())
@@ -488,7 +556,7 @@ def learn(
                 or (max_episodes and episodes_so_far >= max_episodes)
                 or (max_iters and iters_so_far >= max_iters)
                 # Clocks differ, and all ranks must leave together
-                or (max_seconds and comm.bcast(time.time() - tstart >= max_seconds))
+                or (max_seconds and comm.bcast(time.monotonic() - tstart >= max_seconds))
             ):
                 break
             fraction_left = (
@@ -500,7 +568,7 @@ def learn(
                 dtype=torch.float64,
                 device=adam.theta.device,
             )
-            iteration_start = time.time()
+            iteration_start = time.monotonic()
             logger.detail(f"********** Iteration {iters_so_far} ************")
 
             # Collect a segment
@@ -510,11 +578,13 @@ def learn(
             batchsize = optim_batchsize or len(seg["ob"])
             num_minibatches = len(seg["ob"]) // batchsize
             if hasattr(pi, "ob_rms"):
-                pi.ob_rms.update(seg["ob"])
+                update_statistics(pi.ob_rms, seg["ob"], comm)
             columns = make_columns(pi, seg)
             if is_first:
-                if hasattr(pi, "ob_rms") and comm.Get_rank() == 0:
-                    warn_of_offsets(seg["ob"])
+                if comm.Get_rank() == 0:
+                    tell_of_actions_outside(seg["ac"], ac_space)
+                    if hasattr(pi, "ob_rms"):
+                        warn_of_offsets(seg["ob"])
                 updates = check_same_updates(comm, optim_epochs * num_minibatches)
                 iterations = max_iters or max_timesteps / (len(seg["ob"]) * comm.Get_size())
                 is_long = (
@@ -579,19 +649,29 @@ def learn(
             timesteps_so_far += sum(lens)
             frames_so_far += sum(all_frames)
             iters_so_far += 1
+            iters_without_end = 0 if lens else iters_without_end + 1
+            is_endless = iters_without_end >= ITERATIONS_WITHOUT_END and (
+                # Ten times as long as any before, if there were some
+                iters_without_end * len(seg["ob"]) >= 10 * max(lenbuffer, default=0)
+            )
+            if is_endless and not was_endless and comm.Get_rank() == 0:
+                logger.warn(NO_END)
+            was_endless = was_endless or is_endless
 
             logger.record_tabular("EpLenMean", mean_or_nan(lenbuffer))
             logger.record_tabular("EpRewMean", mean_or_nan(rewbuffer))
-            logger.record_tabular("EpTrueLenMean", mean_or_nan(truelenbuffer))
-            logger.record_tabular("EpTrueRewMean", mean_or_nan(truerewbuffer))
+            if monitor is not None:
+                logger.record_tabular("EpTrueLenMean", mean_or_nan(truelenbuffer))
+                logger.record_tabular("EpTrueRewMean", mean_or_nan(truerewbuffer))
             logger.record_tabular("EpThisIter", len(lens))
             logger.record_tabular("EpisodesSoFar", episodes_so_far)
             logger.record_tabular("TimestepsSoFar", timesteps_so_far)
             if count_frames is not None:
                 logger.record_tabular("FramesSoFar", frames_so_far)
-            logger.record_tabular("TimeElapsed", time.time() - tstart)
+            logger.record_tabular("TimeElapsed", time.monotonic() - tstart)
             steps = len(seg["ob"]) * comm.Get_size()
-            logger.record_tabular("TimestepsPerSec", steps / (time.time() - iteration_start))
+            seconds = time.monotonic() - iteration_start
+            logger.record_tabular("TimestepsPerSec", steps / seconds if seconds else math.nan)
             if comm.Get_rank() == 0:
                 logger.dump_tabular()
     return pi
@@ -613,7 +693,7 @@ def learner_state(local: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     shared = {
         **{name: local[name] for name in counters},
         **{name: list(local[name]) for name in buffers},
-        "time_elapsed": time.time() - local["tstart"],
+        "time_elapsed": time.monotonic() - local["tstart"],
         "theta": adam.getflat(), "adam_m": adam.m, "adam_v": adam.v, "adam_t": adam.t,
         "shapes": [tuple(variable.shape) for variable in pi.get_trainable_variables()],
         "compiled": local.get("is_compiled"),
@@ -648,13 +728,22 @@ def restore_learner(pi: Policy, adam: MpiAdam, state: dict[str, Any]) -> None:
 
 
 def random_states(pi: Policy) -> dict[str, Any]:
-    """Return the states of all generators that training draws from, on this rank."""
+    """Return the states of all generators that training draws from, on this rank.
+
+    Raises:
+        TypeError: for a policy's own that is no `numpy.random.Generator`.
+    """
     states = {
         "numpy": np.random.get_state(legacy=False),
         "python": random.getstate(),
         "torch": torch.get_rng_state(),
     }
     if hasattr(pi, "rng"):
+        if not isinstance(pi.rng, np.random.Generator):
+            raise TypeError(
+                f"a checkpoint cannot hold the policy's rng, a {type(pi.rng).__name__}: "
+                "need a numpy.random.Generator"
+            )
         states["policy"] = pi.rng.bit_generator.state
     return states
 
@@ -678,7 +767,8 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
     for name, value in values.items():
         if name in ("schedule", "clip_schedule") or (value is None and name in OPTIONAL):
             continue
-        is_count = name in ("timesteps_per_actorbatch", "optim_epochs", "optim_batchsize")
+        counts = ("timesteps_per_actorbatch", "optim_epochs", "optim_batchsize", "threads")
+        is_count = name in counts
         if not isinstance(value, numbers.Integral if is_count else numbers.Real):
             kind = "a whole number" if is_count else "a number"
             raise ValueError(f"{name} must be {kind}, got {value!r}")
@@ -692,8 +782,9 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
         if not holds:  # a NaN fails every comparison, and so ends here too
             raise ValueError(f"{name} must be {limit}, got {values[name]!r}")
 
-    for name in ("timesteps_per_actorbatch", "optim_epochs"):
-        need(name, values[name] >= 1, "a whole number above 0")
+    for name in ("timesteps_per_actorbatch", "optim_epochs", "threads"):
+        if values[name] is not None:
+            need(name, values[name] >= 1, "a whole number above 0")
     for name in ("clip_param", "optim_stepsize", "adam_epsilon"):
         need(name, 0 < values[name] < math.inf, "a finite number above 0")
     need("entcoeff", 0 <= values["entcoeff"] < math.inf, "a finite number of at least 0")
@@ -709,6 +800,16 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
         0 <= (values["optim_batchsize"] or 0) <= horizon,
         f"from 1 to timesteps_per_actorbatch ({horizon}), or 0 for all of it",
     )
+
+
+def tell_of_actions_outside(acs: NDArray[Any], ac_space: gym.Space) -> None:
+    """Log which share of the actions (T, *ac_shape) lies outside a Box, if any does."""
+    share = env_api.share_outside(acs, ac_space)
+    if share:
+        logger.log(
+            f"{100 * share:.2g} % of the first actions lie outside the action space: the "
+            "environment gets them as they are, as in baselines; --clip-actions clips them"
+        )
 
 
 def check_same_updates(comm: MPI.Comm, updates: int) -> int:

@@ -1,5 +1,8 @@
 import math
+import os
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -9,6 +12,7 @@ import torch
 from mpi4py import MPI
 
 from common import logger, mpi_adam
+from common.checkpoint import from_plain, to_plain
 from common.distributions import CategoricalPdType, DiagGaussianPdType
 from common.monitor import Monitor
 from common.mpi_adam import MpiAdam
@@ -27,7 +31,7 @@ from ppo1.pposgd_simple import (
 )
 from tests.conftest import assert_close, load_golden
 from tests.envs import Countdown
-from tests.ranks import on_ranks
+from tests.ranks import ROOT, on_ranks
 
 TRACES = [("hopper", 1), ("cartpole", 2), ("halfcheetah", 4), ("pong", 1)]
 SPACES = {
@@ -229,6 +233,7 @@ class Scripted:
     """Acts 0, 1, 2, ... (modulo 2), values at 10, 11, 12, ...; notes the observations it saw."""
 
     recurrent = False
+    pdtype = CategoricalPdType(2)
 
     def __init__(self):
         self.seen = []
@@ -311,6 +316,120 @@ def test_a_truncated_episode_is_an_end_unless_bootstrapped():
 def test_faulty_environments_are_named(fault, error, message):
     with pytest.raises(error, match=message):
         take(Scripted(), Countdown(100, faults={5: fault}), 10, 1)
+
+
+@pytest.mark.parametrize(
+    ("ob_space", "ob", "want"),
+    [
+        # Finite as float64, and not as float32; the value does not show it, as it is clipped
+        (gym.spaces.Box(-np.inf, np.inf, (2,), np.float64), [0, 1e39], r"\[1\] = 1e\+39 at step 4"),
+        (gym.spaces.Box(-np.inf, np.inf, (2,), np.float32), [0, 1e39], r"\[1\] = 1e\+39 at step 4"),
+    ],
+)
+def test_an_observation_beyond_float32_is_the_environments(ob_space, ob, want):
+    env = Countdown(100, faults={3: lambda *_: (np.array(ob), 1.0)})
+    env.observation_space = ob_space
+    env.reset = lambda **_: (np.zeros(2, ob_space.dtype), {})
+    step = env.step
+    env.step = lambda action: (np.resize((result := step(action))[0], 2), *result[1:])
+    with pytest.raises((FloatingPointError, ValueError), match=want):
+        run(env, max_iters=1)
+
+
+def test_statistics_that_overflow_are_the_environments():
+    """The square of 1e25 overflows float32: std would be NaN, and with it the gradient."""
+    env = Countdown(100, faults={3: lambda ob, reward: (ob * 0 + 1e25, reward)})
+    with pytest.raises(CollectiveError, match=r"component \[0\] reached 1e\+25 on rank 0"):
+        run(env, max_iters=1)
+
+
+def test_a_value_behind_a_time_limit_is_of_a_sound_observation():
+    for fault, message in (
+        (lambda ob, reward: (ob * math.nan, reward), r"\[0\] = nan at step 2"),
+        (lambda ob, reward: (np.zeros(2), reward), r"shape \(2,\), but the space says \(1,\)"),
+    ):
+        with pytest.raises((FloatingPointError, ValueError), match=message):
+            take(Scripted(), Countdown(2, truncate=True, faults={1: fault}), 4, 1,
+                 bootstrap_gamma=0.5)  # fmt: skip
+
+
+class Whole(Countdown):
+    """Begins at whole numbers, written as such, and goes on with fractions."""
+
+    def reset(self, **kwargs):
+        return super().reset(**kwargs)[0].astype(np.int64), {}
+
+    def step(self, action):
+        ob, *rest = super().step(action)
+        return ob + 0.5, *rest
+
+
+def test_observations_are_stored_as_they_are_where_the_first_is_whole():
+    (seg,) = take(Scripted(), Whole(3), 5, 1)
+    assert seg["ob"].tolist() == [[3], [2.5], [1.5], [3], [2.5]]
+    assert seg["ob"].dtype == np.float64
+    images = Whole(3)
+    images.observation_space = gym.spaces.Box(0, 255, (1,), np.uint8)
+    message = r"observation of float64 with component \[0\] = 2.5 at step 1, which uint8 cannot"
+    with pytest.raises(ValueError, match=message):
+        take(Scripted(), images, 5, 1)
+
+
+@pytest.mark.parametrize(
+    "ac_space",
+    [
+        gym.spaces.Box(-1, 1, (2,), np.float64),
+        gym.spaces.Box(-1, 1, (2,), np.float16),
+        gym.spaces.MultiBinary(2),  # whose samples are int8
+        gym.spaces.Discrete(2),
+    ],
+)
+def test_actions_are_stored_as_the_policy_gives_them_before_and_after_a_resume(ac_space):
+    env = Countdown(5, action_space=ac_space)
+    pi = mlp("pi", env.observation_space, ac_space)
+    segments = traj_segment_generator(pi, env, 4, stochastic=True)
+    seg = next(segments)
+    dtype = np.float32 if isinstance(ac_space, gym.spaces.Box) else np.int64
+    assert seg["ac"].dtype == seg["prevac"].dtype == dtype
+    carry = from_plain(to_plain(seg["carry"]))
+    state = pi.rng.bit_generator.state
+    steps, left = env.steps, env.left
+    want = {key: np.array(value) for key, value in next(segments).items() if key != "carry"}
+    pi.rng.bit_generator.state = state
+    env.steps, env.left = steps, left
+    resumed = next(traj_segment_generator(pi, env, 4, stochastic=True, carry=carry))
+    for key, value in want.items():
+        np.testing.assert_array_equal(resumed[key], value, err_msg=key)
+        assert np.asarray(resumed[key]).dtype == value.dtype or key == "nextvpred"
+
+
+class Fractional(Scripted):
+    def act(self, stochastic, ob):
+        ac, vpred = super().act(stochastic, ob)
+        return float(ac) if len(self.seen) < 3 else 0.5, vpred
+
+
+def test_a_policys_action_that_cannot_be_held_is_refused():
+    message = r"the policy returned an action of float64 with component \[\] = 0.5 at step 2, which"
+    with pytest.raises(ValueError, match=message):
+        take(Fractional(), Countdown(100), 5, 1)
+
+
+def test_what_the_next_segment_begins_with_is_plain_whatever_the_environment_gives():
+    class Lazy:
+        def __init__(self, ob):
+            self.ob = ob
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array(self.ob, dtype)
+
+    fault = {step: lambda ob, reward: (Lazy(ob), reward) for step in range(8)}
+    (seg,) = take(Scripted(), Countdown(100, faults=fault), 4, 1)
+    assert seg["ob"].tolist() == [[100], [99], [98], [97]]
+    carry = from_plain(to_plain(seg["carry"].item()))
+    assert carry["ob"].tolist() == [96]
+    assert carry["ob"].dtype == np.float64
+    assert (carry["ac"], carry["prevac"], carry["vpred"]) == (0, 1, 14)
 
 
 # ---- Advantages ---------------------------------------------------------------------------------
@@ -480,6 +599,29 @@ def test_n_iterations_call_back_n_plus_1_times_with_the_names_kept():
     assert list(calls[-1][5]) == list(calls[-1][6]) == [5] * 19
 
 
+@pytest.mark.slow
+def test_a_users_script_is_typed(tmp_path):
+    """To mypy --strict, `learn` returns what `policy_fn` does; the script is README's."""
+    (readme,) = re.findall(
+        r"## From Python\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    typed = readme.replace(
+        "def policy_fn(name, ob_space, ac_space):",
+        "Space = gym.Space[Any]\n"
+        "def policy_fn(name: str, ob_space: Space, ac_space: Space) -> MlpPolicy:",
+    )
+    assert typed != readme
+    (tmp_path / "script.py").write_text(
+        f"from typing import Any\n{typed}\nreveal_type(pi)\npi.load_variables({{}})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "script.py"],
+        cwd=tmp_path, env=os.environ | {"MYPYPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert 'Revealed type is "ppo1.mlp_policy.MlpPolicy"' in done.stdout, done.stdout
+    assert "Success" in done.stdout, done.stdout
+
+
 @pytest.mark.parametrize(
     ("limit", "iterations"),
     [
@@ -496,20 +638,70 @@ def test_limits(limit, iterations):
 
 def test_logged_columns_and_their_values():
     _, rows = run(max_iters=2)
-    assert set(rows[0]) == {
+    columns = {
         "loss_pol_surr", "loss_pol_entpen", "loss_vf_loss", "loss_kl", "loss_ent",
-        "ev_tdlam_before", "EpLenMean", "EpRewMean", "EpTrueLenMean", "EpTrueRewMean",
-        "EpThisIter", "EpisodesSoFar", "TimestepsSoFar", "TimeElapsed", "TimestepsPerSec",
+        "ev_tdlam_before", "EpLenMean", "EpRewMean", "EpThisIter", "EpisodesSoFar",
+        "TimestepsSoFar", "TimeElapsed", "TimestepsPerSec",
     }  # fmt: skip
+    assert set(rows[0]) == columns
     assert rows[1]["EpRewMean"] == rows[1]["EpLenMean"] == 5
     assert (rows[1]["EpThisIter"], rows[1]["EpisodesSoFar"]) == (6, 12)
-    assert math.isnan(rows[1]["EpTrueRewMean"])  # no Monitor
+    _, rows = run(Monitor(Countdown(5), None), max_iters=1)
+    assert set(rows[0]) == columns | {"EpTrueLenMean", "EpTrueRewMean"}
 
 
 def test_means_over_no_episode_are_nan_without_a_warning():
     _, rows = run(Countdown(1000), max_iters=1)
     assert math.isnan(rows[0]["EpRewMean"])
     assert rows[0]["TimestepsSoFar"] == 0
+
+
+def test_training_in_which_no_episode_ends_is_told_once(capsys):
+    def warnings(env, **options):
+        run(env, **options)
+        lines = capsys.readouterr().out.splitlines()
+        iterations = sum("Iteration" in line for line in lines)
+        told = [i for i, line in enumerate(lines) if line.startswith("WARNING: no episode has")]
+        assert all("--max-iters" in lines[i] and "--max-episode" in lines[i] for i in told)
+        return iterations, [sum("Iteration" in line for line in lines[:i]) for i in told]
+
+    tiny = {"timesteps_per_actorbatch": 4, "optim_epochs": 1, "optim_batchsize": 4}
+    assert warnings(Countdown(10**9), max_iters=25, **tiny) == (25, [10])
+    # An episode ends, and then none for ten iterations: but such episodes are nothing new
+    assert warnings(Countdown(50), max_iters=25, **tiny) == (25, [10])
+    assert warnings(Countdown(8, 60), max_iters=20, **tiny) == (20, [])
+    assert warnings(Countdown(2, 10**9), max_iters=20, **tiny) == (20, [11])
+
+
+def test_a_clock_that_stands_still_divides_nothing(monkeypatch):
+    monkeypatch.setattr(pposgd_simple.time, "monotonic", lambda: 5.0)
+    _, rows = run(max_iters=2)
+    assert [row["TimeElapsed"] for row in rows] == [0, 0]
+    assert math.isnan(rows[0]["TimestepsPerSec"])
+
+
+def test_the_systems_clock_may_jump(monkeypatch):
+    monkeypatch.setattr(pposgd_simple.time, "time", lambda: 1 / 0)
+    _, rows = run(max_seconds=0.05)
+    assert 0.05 <= rows[-1]["TimeElapsed"] < 60
+
+
+@pytest.mark.parametrize(("threads", "within"), [(1, 1), (2, 2), (None, 3)])
+def test_torchs_threads_are_set_for_the_call_and_put_back(threads, within):
+    seen = []
+
+    def look(local, _):
+        seen.append(torch.get_num_threads())
+        raise CustomError
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(CustomError):
+            run(max_iters=1, threads=threads, callback=look)
+        assert (seen, torch.get_num_threads()) == ([within], 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 def stepsizes_and_clips(**options):
@@ -653,6 +845,7 @@ def test_every_kind_of_action_trains(ac_space):
         ({"optim_epochs": 1.0}, "optim_epochs must be a whole number, got 1.0"),
         ({"optim_batchsize": 4.5}, "optim_batchsize must be a whole number, got 4.5"),
         ({"max_iters": "3"}, "max_iters must be a number, got '3'"),
+        ({"threads": 0}, "threads must be a whole number above 0, got 0"),
     ],
 )
 def test_arguments_out_of_range_are_named(change, message):

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+from types import SimpleNamespace
 
 import pyte
 import pytest
@@ -30,7 +31,7 @@ logger.configure(folder, ["stdout", "log"] if MPI.COMM_WORLD.Get_rank() == 0 els
 limits = [progress.Limit("timesteps_so_far", 1000, "steps")]
 with progress.console_while_training(limits, quiet=event == "quiet") as show:
     for i in range(5):
-        show({"tstart": time.time(), "timesteps_so_far": 205 * i})
+        show({"tstart": time.monotonic(), "timesteps_so_far": 205 * i})
         logger.detail(f"**** Iteration {i} ****")
         if i == 3:
             logger.log("a line of the log, longer than a narrow screen is wide")
@@ -271,6 +272,23 @@ def test_the_first_iteration_says_nothing_of_the_pace(monkeypatch):
             patch.setattr(progress.time, "monotonic", lambda now=now: now)
             live.show({"tstart": 0.0, "iters_so_far": iteration})
     assert progress.seconds_left(live.history) == pytest.approx(7.0)
+    live.close()
+    os.close(master)
+    os.close(slave)
+
+
+def test_the_bar_counts_the_steps_of_running_episodes_of_all_ranks():
+    master, slave = os.openpty()
+    limits = [progress.Limit("timesteps_so_far", 1000, "steps")]
+    live = progress.LiveOutputFormat(limits, os.ttyname(slave))
+    local = {"tstart": 0.0, "comm": SimpleNamespace(Get_size=lambda: 2), "timesteps_so_far": 400}
+    for running, done, text in ((0, 0.4, "400/1,000 steps"), (150, 0.7, "700/1,000 steps"),
+                                (5000, 1.0, "10,400/1,000 steps")):  # fmt: skip
+        live.show({**local, "seg": {"carry": {"cur_ep_len": running}}})
+        assert live.fraction_done() == done
+        assert text in [field for _, field in live.fields()]
+    live.values = {"TimestepsPerSec": math.nan}  # of a clock that stood still
+    assert not [field for _, field in live.fields() if field.endswith("/s")]
     live.close()
     os.close(master)
     os.close(slave)
