@@ -86,10 +86,10 @@ class PdType:
         Here it comes from the distribution itself; the types below do the same in NumPy.
 
         Args:
-            flat: (P,) float32, NumPy.
+            flat: (P,) float32, NumPy. It may be overwritten later, so the action is no view of it.
             rng: where the noise comes from; None gives the mode.
         """
-        pd = self.pdfromflat(torch.from_numpy(flat)[None])
+        pd = self.pdfromflat(torch.tensor(flat)[None])  # a copy: the mode may be a view of it
         if rng is None:
             return pd.mode()[0].numpy()
         with torch.random.fork_rng(devices=[]):

@@ -120,27 +120,37 @@ class MlpPolicy(TorchPolicy):
                 matrix = kernel.detach().as_strided((rows + 1, columns), (columns, 1))
                 units_and_one = np.ones(columns + 1, np.float32)
                 tower.append((matrix.numpy(), units_and_one[:-1], units_and_one))
-        logstd = weights["pol/logstd"].detach()[0].numpy() if self.fixed_var else None
+        (*value_layers, (last_value, vpred, _)), (*policy_layers, (last, outputs, _)) = towers
         x_and_one = np.ones(math.prod(self.ob_shape) + 1, np.float32)
         x = x_and_one[:-1].reshape(self.ob_shape)
         high = np.full_like(x, OB_CLIP)
         low = -high
+        pdparam = outputs
+        if self.fixed_var:
+            logstd = weights["pol/logstd"].detach()[0].numpy()
+            pdparam = np.empty(2 * len(logstd), np.float32)
+            outputs, logstd_outputs = np.split(pdparam, 2)
 
         def network(ob: NDArray[Any]) -> tuple[NDArray[np.float32], np.float32]:
             x[...] = ob
-            np.subtract(x, self.ob_rms.mean, out=x)
-            np.divide(x, self.ob_rms.std, out=x)
+            np.subtract(x, self.ob_rms.mean, x)
+            np.divide(x, self.ob_rms.std, x)
             np.minimum(x, high, out=x)
             np.maximum(x, low, out=x)
-            outputs = []
-            for *hidden, (final, _, _) in towers:
-                h = x_and_one
-                for matrix, units, units_and_one in hidden:
-                    h.dot(matrix, units)
-                    np.tanh(units, out=units)
-                    h = units_and_one
-                outputs.append(h.dot(final))
-            vpred, flat = outputs
-            return flat if logstd is None else np.concatenate([flat, logstd]), vpred[0]
+            h = x_and_one
+            for matrix, units, units_and_one in value_layers:
+                h.dot(matrix, units)
+                np.tanh(units, units)
+                h = units_and_one
+            h.dot(last_value, vpred)
+            h = x_and_one
+            for matrix, units, units_and_one in policy_layers:
+                h.dot(matrix, units)
+                np.tanh(units, units)
+                h = units_and_one
+            h.dot(last, outputs)
+            if self.fixed_var:
+                logstd_outputs[...] = logstd
+            return pdparam, vpred[0]
 
         return network

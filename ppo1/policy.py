@@ -18,7 +18,8 @@ from common.torch_util import flatten_parameters
 NUMBERS = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
 IMAGES = "B"  # uint8
 
-# From one observation to distribution parameters (P,) and value ().
+# From one observation to distribution parameters, (P,), and value, a number. The next call may
+# overwrite the parameters.
 ActingNetwork = Callable[[NDArray[Any]], tuple[NDArray[np.float32], np.float32]]
 
 # NumPy and torch add up in different orders, which changes some 1e-6 of the largest output, and
