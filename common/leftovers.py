@@ -95,6 +95,7 @@ def ending_what_is_left() -> Iterator[None]:
 
     For `if __name__ == "__main__"` alone: all children of the process are taken for its own.
     """
+    atexit.register(_finalize)  # now, so that it runs after those that `main` registers
     sweeper = Sweeper()
     try:
         yield
@@ -112,13 +113,16 @@ def ending_what_is_left() -> Iterator[None]:
             names = ", ".join(thread.name for thread in stubborn)
             say(f"WARNING: this process leaves although threads still run: {names}\n")
             atexit._run_exitfuncs()
-        faulthandler.dump_traceback_later(FINALIZE_SECONDS, exit=True, file=2)
-        if MPI.Is_initialized() and not MPI.Is_finalized():
-            MPI.Finalize()
-        faulthandler.cancel_dump_traceback_later()
-        if stubborn:
             _flush()
             os._exit(code)
+
+
+def _finalize() -> None:
+    """End MPI, or this process where that hangs; Python itself would do it without a watchdog."""
+    if not MPI.Is_finalized():
+        faulthandler.dump_traceback_later(FINALIZE_SECONDS, exit=True, file=2)
+        MPI.Finalize()
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _stubborn_threads() -> list[threading.Thread]:
