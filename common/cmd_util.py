@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import wrappers
 from gymnasium.utils import seeding
 from mpi4py import MPI
 
@@ -628,7 +629,7 @@ def make_plain_env(
             ) from error
     _check_interface(env, env_id)
     if clip_actions and isinstance(env.action_space, gym.spaces.Box):
-        env = gym.wrappers.ClipAction(env)
+        env = wrappers.ClipAction(env)
     return env
 
 
@@ -694,20 +695,22 @@ def make_mujoco_env(
     """
     rank = MPI.COMM_WORLD.Get_rank()
     seed = offset_seed(seed, rank=rank, stride=1000)
-    env = _make_seeded(env_id, seed, render_mode, options)
+    set_global_seeds(seed)  # the constructor may draw
+    env = make_plain_env(env_id, render_mode, **options)
     space = env.observation_space
     if not isinstance(space, gym.spaces.Box):
         if not space.is_np_flattenable:
             raise ValueError(f"unsupported observation space {space}: it has no fixed size")
-        env = gym.wrappers.FlattenObservation(env)
-    return scale_rewards(monitored(env, rank), reward_scale)
+        env = wrappers.FlattenObservation(env)
+    env = _seed_and_monitor(env, seed, rank, info_keywords=())
+    return scale_rewards(env, reward_scale)
 
 
 def scale_rewards(env: gym.Env, scale: float) -> gym.Env:
     """Return `env` with its rewards multiplied by `scale`."""
     if scale == 1.0:
         return env
-    return gym.wrappers.TransformReward(env, lambda reward: scale * float(reward))
+    return wrappers.TransformReward(env, lambda reward: scale * float(reward))
 
 
 def make_robotics_env(
@@ -730,7 +733,8 @@ def make_robotics_env(
     Raises:
         ValueError: as `make_plain_env`, and for an environment without goals.
     """
-    env = _make_seeded(env_id, seed, render_mode, options)
+    set_global_seeds(seed)  # the constructor may draw
+    env = make_plain_env(env_id, render_mode, **options)
     keys = ["observation", "desired_goal"]
     space = env.observation_space
     if not (isinstance(space, gym.spaces.Dict) and set(keys) <= set(space)):
@@ -738,30 +742,34 @@ def make_robotics_env(
             f"environment {env_id!r} has no goals: need observations with the keys "
             f"{' and '.join(map(repr, keys))}, got {space}"
         )
-    env = gym.wrappers.FlattenObservation(gym.wrappers.FilterObservation(env, keys))
-    return monitored(env, rank, info_keywords=("is_success",))
+    env = wrappers.FlattenObservation(wrappers.FilterObservation(env, keys))
+    return _seed_and_monitor(env, seed, rank, info_keywords=("is_success",))
 
 
-def _make_seeded(
-    env_id: str, seed: int | None, render_mode: str | None, options: Mapping[str, Any]
+def _seed_and_monitor(
+    env: gym.Env, seed: int | None, rank: int, *, info_keywords: tuple[str, ...]
 ) -> gym.Env:
-    """Return a plain environment, reset once, and seed all generators of this rank."""
-    set_global_seeds(seed)  # its constructor may draw
-    env = make_plain_env(env_id, render_mode, **options)
     set_global_seeds(seed)
     seed_generators(env, seed)
+    _first_reset(env, seed)
+    env.action_space.seed(seed)
+    return monitored(env, rank, info_keywords=info_keywords)
+
+
+def _first_reset(env: gym.Env, seed: int | None) -> None:
+    """Reset `env`, from which later resets go on; raise ValueError for one of old gym's API."""
+    name = f"environment {env.spec.id!r}" if env.spec else "the environment"
+    while isinstance(env, wrappers.FlattenObservation | wrappers.FilterObservation):
+        env = env.env  # they have no state, and would stumble over what the old API returns
     try:
-        result: Any = env.reset(seed=seed)  # later resets go on from here
+        result: Any = env.reset(seed=seed)
     except TypeError as error:
         missing = re.search(r"unexpected keyword argument '(seed|options)'", str(error))
         if not missing:
             raise
-        what = f"reset takes no {missing[1]}"
-        raise ValueError(f"environment {env_id!r}: {what}: {OLD_API}") from error
+        raise ValueError(f"{name}: reset takes no {missing[1]}: {OLD_API}") from error
     if not (isinstance(result, tuple | list) and len(result) == 2):
-        raise ValueError(f"environment {env_id!r}: reset returns no pair: {OLD_API}")
-    env.action_space.seed(seed)
-    return env
+        raise ValueError(f"{name}: reset returns no pair: {OLD_API}")
 
 
 def seed_generators(env: gym.Env, seed: int | None) -> None:
