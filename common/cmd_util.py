@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import wrappers
 from gymnasium.utils import seeding
 from mpi4py import MPI
 
@@ -796,7 +797,7 @@ def make_plain_env(
             ) from error
     env_api.check_env(env)
     if clip_actions and isinstance(env.action_space, gym.spaces.Box):
-        env = gym.wrappers.ClipAction(env)
+        env = wrappers.ClipAction(env)
     return env
 
 
@@ -845,20 +846,22 @@ def make_mujoco_env(
     """
     rank = MPI.COMM_WORLD.Get_rank()
     seed = offset_seed(seed, rank=rank, stride=1000)
-    env = _make_seeded(env_id, seed, render_mode, options)
+    set_global_seeds(seed)  # the constructor may draw
+    env = make_plain_env(env_id, render_mode, **options)
     space = env.observation_space
     if not isinstance(space, gym.spaces.Box):
         if not space.is_np_flattenable:
             raise ValueError(f"unsupported observation space {space}: it has no fixed size")
-        env = gym.wrappers.FlattenObservation(env)
-    return scale_rewards(monitored(env, rank), reward_scale)
+        env = wrappers.FlattenObservation(env)
+    env = _seed_and_monitor(env, seed, rank, info_keywords=())
+    return scale_rewards(env, reward_scale)
 
 
 def scale_rewards(env: gym.Env, scale: float) -> gym.Env:
     """Return `env` with its rewards multiplied by `scale`."""
     if scale == 1.0:
         return env
-    return gym.wrappers.TransformReward(env, lambda reward: scale * env_api.as_number(reward))
+    return wrappers.TransformReward(env, lambda reward: scale * env_api.as_number(reward))
 
 
 def make_robotics_env(
@@ -881,7 +884,8 @@ def make_robotics_env(
     Raises:
         ValueError: as `make_plain_env`, and for an environment without goals.
     """
-    env = _make_seeded(env_id, seed, render_mode, options)
+    set_global_seeds(seed)  # the constructor may draw
+    env = make_plain_env(env_id, render_mode, **options)
     keys = ["observation", "desired_goal"]
     space = env.observation_space
     if not (isinstance(space, gym.spaces.Dict) and set(keys) <= set(space)):
@@ -889,21 +893,21 @@ def make_robotics_env(
             f"environment {env_id!r} has no goals: need observations with the keys "
             f"{' and '.join(map(repr, keys))}, got {space}"
         )
-    env = gym.wrappers.FlattenObservation(gym.wrappers.FilterObservation(env, keys))
-    return monitored(env, rank, info_keywords=("is_success",))
+    env = wrappers.FlattenObservation(wrappers.FilterObservation(env, keys))
+    return _seed_and_monitor(env, seed, rank, info_keywords=("is_success",))
 
 
-def _make_seeded(
-    env_id: str, seed: int | None, render_mode: str | None, options: Mapping[str, Any]
+def _seed_and_monitor(
+    env: gym.Env, seed: int | None, rank: int, *, info_keywords: tuple[str, ...]
 ) -> gym.Env:
-    """Return a plain environment, reset once, and seed all generators of this rank."""
-    set_global_seeds(seed)  # its constructor may draw
-    env = make_plain_env(env_id, render_mode, **options)
     set_global_seeds(seed)
     seed_generators(env, seed)
-    env_api.reset(env, seed=seed)  # later resets go on from here
+    plain = env
+    while isinstance(plain, wrappers.FlattenObservation | wrappers.FilterObservation):
+        plain = plain.env  # they have no state, and would stumble over what old gym's API returns
+    env_api.reset(plain, seed=seed)  # later resets go on from here
     env.action_space.seed(seed)
-    return env
+    return monitored(env, rank, info_keywords=info_keywords)
 
 
 def seed_generators(env: gym.Env, seed: int | None) -> None:

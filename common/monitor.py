@@ -8,7 +8,7 @@ Differs:
 - Gymnasium's API: a truncated episode is over too, and `reset_keywords` are looked up among
   `reset`'s `options` as well.
 - A resumed run continues its file: `truncate_monitor_file`, then `append`.
-- A file that another Monitor of this process writes is refused.
+- No two Monitors of a process write one file: the second is refused it, or takes it to `append`.
 - A reward may be one number in any wrapping; an `info` that is no dict is replaced by one.
 - `load_results` names the file and line of what it cannot read, warns of what it leaves out (a
   last row cut short, a file without a whole header), and adds no `index` column; the JSON files
@@ -86,11 +86,12 @@ class Monitor(gym.Wrapper):
             allow_early_resets: accept a `reset` in mid-episode, and forget that episode.
             reset_keywords: arguments (or options) of `reset` that become columns.
             info_keywords: keys of an episode's last `info` that become columns.
-            append: continue a file that is there; `t` then counts from its `t_start`.
+            append: continue a file that is there; `t` then counts from its `t_start`. A Monitor
+                of this process that still has it open writes no more.
 
         Raises:
-            ValueError: if another Monitor of this process is writing the file; if the file to
-                continue is not a monitor file, or has other columns.
+            ValueError: if another Monitor of this process is writing the file to replace; if the
+                file to continue is not a monitor file, or has other columns.
         """
         super().__init__(env)
         self.allow_early_resets = allow_early_resets
@@ -189,11 +190,14 @@ class Monitor(gym.Wrapper):
         self.tstart = time.time() - state["elapsed"]
 
     def _open_file(self, path: str, append: bool) -> None:
-        if is_being_written(path):
+        writers = _open_files(path)
+        if writers and not append:
             raise ValueError(
                 f"another Monitor of this process is writing {path}: close it first, or give "
                 "another name"
             )
+        for file in writers:
+            file.close()
         columns = ["r", "l", "t", *self.reset_keywords, *self.info_keywords]
         header = None
         if append:
@@ -241,7 +245,7 @@ class Monitor(gym.Wrapper):
             self._writer.writerow(episode)
             file.flush()
             self.rows += 1
-        except OSError as error:  # a full disk, say: training is worth more than this file
+        except (OSError, ValueError) as error:  # a full disk: training is worth more than this
             warnings.warn(f"no more episodes are written to {file.name}: {error}", stacklevel=2)
             self._file = None
             with contextlib.suppress(OSError):  # it would like to flush
@@ -254,11 +258,7 @@ def is_being_written(filename: str | os.PathLike[str]) -> bool:
     Args:
         filename: as Monitor's.
     """
-    try:
-        there = os.stat(_monitor_file(filename))
-    except OSError:  # there is none; one that was deleted meanwhile is nobody's
-        return False
-    return any(os.path.samestat(there, os.fstat(x.fileno())) for x in _files if not x.closed)
+    return bool(_open_files(_monitor_file(filename)))
 
 
 def truncate_monitor_file(filename: str | os.PathLike[str], rows: int | None = None) -> int:
@@ -366,6 +366,16 @@ def _read_file(path: str) -> "tuple[dict[str, Any], pandas.DataFrame] | None":
     text = io.StringIO("".join(lines[1:]))
     # Python's float, because older pandas' own parser may miss the last digit.
     return header, pandas.read_csv(text, converters={"r": float, "t": float})
+
+
+def _open_files(path: str) -> list[TextIO]:
+    """Return what this process's Monitors have open of the file at `path`, under any name of it."""
+    try:
+        there = os.stat(path)
+    except OSError:  # a file that was deleted meanwhile is in nobody's way
+        return []
+    files = [file for file in _files if not file.closed]
+    return [file for file in files if os.path.samestat(there, os.fstat(file.fileno()))]
 
 
 def _monitor_file(filename: str | os.PathLike[str]) -> str:

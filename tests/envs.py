@@ -247,6 +247,9 @@ class OldAPI(gym.Env):
             self.action_space = type("Box", (), {"__module__": "gym.spaces.box"})()
         if part == "seed":
             self.reset = lambda: np.zeros(2, np.float32)
+        if part == "dict":
+            self.observation_space = spaces.Dict(a=spaces.Discrete(2), b=spaces.Discrete(2))
+            self.reset = lambda **kwargs: {"a": 0, "b": 1}
         if part == "vector":
             self.num_envs = 4
 
@@ -269,7 +272,7 @@ gym.register("toy/buggy-v0", entry_point=make_buggy)
 gym.register("toy/endless-v0", entry_point=lambda: Countdown(10**9))
 gym.register("toy/drawing-v0", entry_point=Drawing)
 gym.register("toy/vectors-v0", entry_point=lambda: gym.make_vec("CartPole-v1", num_envs=2))
-for _name in ("spaces", "seed", "reset", "step", "vector"):
+for _name in ("spaces", "seed", "reset", "dict", "step", "vector"):
     gym.register(f"toy/old-{_name}-v0", entry_point=OldAPI, kwargs={"part": _name})
 gym.register("toy/old-limit-v0", entry_point=OldAPI, kwargs={"part": ""}, max_episode_steps=9)
 for _name, _spaces in {

@@ -357,12 +357,23 @@ def test_a_file_that_another_monitor_writes_is_refused(tmp_path):
     (tmp_path / "link.monitor.csv").symlink_to("0.monitor.csv")
     before = (tmp_path / "0.monitor.csv").read_bytes()
     for name in ("0", "0.monitor.csv", "link"):
-        for append in (False, True):
-            with pytest.raises(ValueError, match=f"another Monitor .* is writing .*{name}.*close"):
-                Monitor(ScriptedGame(game(1)), tmp_path / name, append=append)
+        with pytest.raises(ValueError, match=f"another Monitor .* is writing .*{name}.*close"):
+            Monitor(ScriptedGame(game(1)), tmp_path / name)
     assert (tmp_path / "0.monitor.csv").read_bytes() == before
     first.close()
     Monitor(ScriptedGame(game(1)), tmp_path / "link").close()
+
+
+def test_a_monitor_that_continues_a_file_takes_it_from_the_one_before(tmp_path):
+    first = Monitor(ScriptedGame(game(1)), tmp_path / "0")
+    play(first)
+    second = Monitor(ScriptedGame(game(2)), tmp_path / "0", append=True)
+    with pytest.warns(UserWarning, match="no more episodes are written to .*0.monitor.csv"):
+        play(first)
+    play(second)
+    assert first.episode_rewards == [1.0, 1.0]
+    second.close()
+    assert load_results(tmp_path)["r"].tolist() == [1.0, 2.0]
 
 
 def test_a_file_that_was_deleted_is_nobodys(tmp_path):
