@@ -693,3 +693,17 @@ def test_limits(tmp_path):
     (tmp_path / "limits.csv").write_text("env,low,high\nA-v0,-1,2.5\n")
     assert read_limits(tmp_path / "limits.csv") == {"A-v0": (-1.0, 2.5)}
     assert plot_util.normalise(np.array([-1.0, 2.5, 6.0]), (-1.0, 2.5)).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "[" * 5000, '{"arguments": [1]}', '{"arguments": {"env": 3}}',
+             '{"arguments": {"seed": [1]}}', '"text"', "\0"],
+)  # fmt: skip
+def test_a_config_that_is_none_is_one_line(text, tmp_path, capsys):
+    (tmp_path / "progress.csv").write_text("TimestepsSoFar,EpRewMean\n1,2.0\n")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(SystemExit) as leave:
+        plot_util.main([str(tmp_path), "--table"])
+    assert leave.value.code == 2
+    err = capsys.readouterr().err
+    assert "config.json is not" in err and err.count("\n") == 1

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 import ppo1
+import run_mujoco
 from common.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from common.mpi_adam import MpiAdam
 from common.policy_file import (
@@ -176,6 +177,52 @@ def test_what_cannot_be_loaded(tmp_path):
     write_checkpoint(path, {"arguments": {}})
     with pytest.raises(CheckpointError, match="holds no policy"):
         ppo1.load_policy(path)
+
+
+SIZES = {
+    "a layer": (("arguments", "hid_size"), 10**6, "a layer of 1000000, but has 388 weights"),
+    "layers": (("arguments", "num_hid_layers"), 10**9, "a layer of 1000000000, but has"),
+    "an observation": (("ob_space", "shape"), [10**9], "a layer of 1000000000, but has"),
+    "a kind": (("arguments", "hid_size"), "8", "describes no policy: "),
+    "a dtype": (("ob_space", "dtype"), "S1000000000", "ob_space is a dict, not a space"),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_description_makes_nothing_larger_than_the_file(name, tmp_path):
+    (part, key), value, message = SIZES[name]
+    ppo1.save_policy(tmp_path / "policy", mlp())
+    content = read_checkpoint(tmp_path / "policy")
+    content["policy"][part][key] = value
+    write_checkpoint(tmp_path / "policy", content)
+    with pytest.raises(CheckpointError, match=message):
+        ppo1.load_policy(tmp_path / "policy")
+
+
+def test_settings_make_nothing_larger_than_the_file(tmp_path, capsys):
+    path = tmp_path / "policy"
+    for settings, message in [
+        ({"hid_size": 10**6}, "hid_size is 1000000, more than the 388 that its network allows"),
+        ({"hid_size": 8.5}, "hid_size is 8.5, which --hid-size does not take"),
+    ]:
+        write_policy(path, mlp(), settings={"env": "CartPole-v1", **settings})
+        with pytest.raises(SystemExit) as leave:
+            run_mujoco.main(["--load-path", str(path), "--evaluate", "1"])
+        assert leave.value.code == 2
+        assert f"{path} holds no policy: {message}" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    pi, path = mlp(), tmp_path / "policy"
+    with torch.no_grad():
+        next(pi.parameters())[0, 0] = np.nan
+    ppo1.save_policy(path, pi)
+    message = r"policy holds no policy: vf/fc1/kernel is an array of float32 .* with NaN"
+    with pytest.raises(CheckpointError, match=message):
+        ppo1.load_policy(path, mlp())
+    joblib.dump(pi.variables(), path)
+    with pytest.raises(CheckpointError, match=message):
+        ppo1.load_policy(path, mlp())
 
 
 def test_importing_the_package_loads_no_torch():

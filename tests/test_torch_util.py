@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from common.torch_util import FlatLayout, flatten_parameters, glorot_uniform_conv, normc
+from common.torch_util import (
+    FlatLayout,
+    at_most_weights,
+    flatten_parameters,
+    glorot_uniform_conv,
+    normc,
+)
 
 
 def test_normc_columns_have_the_norm_asked_for():
@@ -68,3 +74,13 @@ def test_flatten_rejects_what_it_cannot_hold():
             flatten_parameters(wrong)
     with pytest.raises(ValueError, match="must be float32, got torch.float64"):
         flatten_parameters([p, torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))])
+
+
+def test_weights_beyond_those_of_a_file_are_not_drawn(monkeypatch):
+    monkeypatch.setattr("common.torch_util.MANY_WEIGHTS", 0)
+    with at_most_weights(14):
+        normc((2, 3), 1.0)
+        glorot_uniform_conv(2, 1, (2, 2))
+        with pytest.raises(ValueError, match=r"larger than the saved one: a layer of \(1, 1\)"):
+            normc((1, 1), 1.0)
+    normc((1, 1), 1.0)
