@@ -783,7 +783,7 @@ def logged_lengths(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "log_bytes": own["log_bytes"],
             "monitor_rows": own["monitor_rows"],
-            "log_lines": {name: counts[name] for name in LINE_LOGS if name in counts},
+            "log_lines": {name: counts[name] for name in LINE_LOGS if counts.get(name) is not None},
         }
         for own, counts in zip(ranks, lines, strict=True)
     ]

@@ -246,7 +246,11 @@ class OldAPI(gym.Env):
         if part == "spaces":
             self.action_space = type("Box", (), {"__module__": "gym.spaces.box"})()
         if part == "seed":
-            self.reset = lambda: np.zeros(2, np.float32)
+
+            def reset() -> np.ndarray:
+                return np.zeros(2, np.float32)
+
+            self.reset = reset
         if part == "dict":
             self.observation_space = spaces.Dict(a=spaces.Discrete(2), b=spaces.Discrete(2))
             self.reset = lambda **kwargs: {"a": 0, "b": 1}
