@@ -270,6 +270,9 @@ def json_object(text: str) -> dict[str, Any]:
     raise argparse.ArgumentTypeError(f"""need a JSON object, such as '{{"a": 1}}', got {text!r}""")
 
 
+PATH_TYPES = (absolute_path, folder_path, resume_path)
+
+
 def log_formats(text: str) -> list[str]:
     """Return the formats in a comma-separated text."""
     formats = [name.strip() for name in text.split(",") if name.strip()]
@@ -621,6 +624,8 @@ def check_values(parser: ArgumentParser, saved: Mapping[str, Any]) -> None:
             is_possible = parser.get_default(name) is None
         elif action.nargs == 0:  # a flag without a value
             is_possible = isinstance(value, bool)
+        elif action.type in PATH_TYPES:  # a path was relative in earlier versions
+            is_possible = isinstance(value, str)
         else:
             text = json.dumps(value) if isinstance(value, dict) else str(value)
             text = ",".join(map(str, value)) if isinstance(value, list) else text
