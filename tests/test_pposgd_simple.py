@@ -12,7 +12,7 @@ import torch
 from mpi4py import MPI
 
 from common import logger, mpi_adam
-from common.checkpoint import from_plain, to_plain
+from common.checkpoint import Checkpointer, from_plain, to_plain
 from common.distributions import CategoricalPdType, DiagGaussianPdType
 from common.monitor import Monitor
 from common.mpi_adam import MpiAdam
@@ -424,6 +424,24 @@ def test_what_the_next_segment_begins_with_is_plain_whatever_the_environment_giv
     assert carry["ob"].tolist() == [96]
     assert carry["ob"].dtype == np.float64
     assert (carry["ac"], carry["prevac"], carry["vpred"]) == (0, 1, 14)
+
+
+def test_what_no_save_could_hold_ends_training_before_it_begins(tmp_path):
+    def policy_fn(*args):
+        pi = mlp(*args)
+        pi.rng = np.random.RandomState(0)
+        return pi
+
+    checkpointer = Checkpointer(
+        tmp_path, interval=50, keep=1, collect=pposgd_simple.learner_state, header={},
+        comm=MPI.COMM_SELF,
+    )  # fmt: skip
+    try:
+        with pytest.raises(TypeError, match="hold the policy's rng, a RandomState: need") as error:
+            run(policy_fn=policy_fn, max_iters=1, callback=checkpointer)
+    finally:
+        checkpointer.close()
+    assert error.value.__notes__ == ["in iteration 0 on rank 0"]
 
 
 # ---- Advantages ---------------------------------------------------------------------------------
