@@ -146,7 +146,9 @@ def as_flag(name: str, value: Any) -> bool:
     Raises:
         TypeError: if it is neither true nor false.
     """
-    array = _array(False if value is None else value)
+    if value is None or isinstance(value, bool | np.bool_):
+        return bool(value)
+    array = _array(value)
     if array is None or array.size != 1 or array.item() not in (0, 1):
         raise TypeError(
             f"the environment returned {name} {short(value)}, which is neither true nor false"
@@ -163,11 +165,11 @@ def observation_dtype(ob: Any, space: gym.Space) -> np.dtype[Any]:
     array = _array(ob)
     if array is None or array.dtype.kind not in REAL:
         return np.dtype(np.float32)  # `hold` refuses it
-    own = array.dtype.newbyteorder("=")
-    said = own if space.dtype is None else np.dtype(space.dtype)
+    own = np.dtype(array.dtype.type)  # in the machine's byte order, NumPy's one object for it
+    said = own if space.dtype is None else np.dtype(space.dtype.type)
     if own.kind != said.kind or own.itemsize > 8:  # torch knows no longer floats
         return said
-    return own if own.kind == "f" else np.promote_types(own, said)
+    return own if own.kind == "f" else np.dtype(np.promote_types(own, said).type)
 
 
 def hold(
@@ -193,6 +195,8 @@ def hold(
         raise ValueError(
             f"{source} of shape {array.shape}, but the space says {shape}, at step {step}"
         )
+    if array.dtype == dtype:
+        return array
     with np.errstate(all="ignore"):
         held = array.astype(dtype)
         fits = np.isfinite(held) | ~np.isfinite(array) if dtype.kind == "f" else held == array

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from common import logger, mpi_adam
+from common import env_api, logger, mpi_adam
 from common.checkpoint import Checkpointer, from_plain, to_plain
 from common.distributions import CategoricalPdType, DiagGaussianPdType
 from common.monitor import Monitor
@@ -395,6 +395,27 @@ def test_actions_are_stored_as_the_policy_gives_them_before_and_after_a_resume(a
     for key, value in want.items():
         np.testing.assert_array_equal(resumed[key], value, err_msg=key)
         assert np.asarray(resumed[key]).dtype == value.dtype or key == "nextvpred"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize(
+    "ac_space",
+    [
+        gym.spaces.Box(-1, 1, (2,), np.float64),
+        gym.spaces.MultiBinary(2),
+        gym.spaces.MultiDiscrete([2, 2]),
+        gym.spaces.Discrete(2),
+    ],
+)
+def test_what_is_as_it_should_be_passes_the_quick_checks(ac_space, dtype, monkeypatch):
+    """`hold` takes as long as a step of CartPole."""
+    env = Countdown(5, action_space=ac_space)
+    space = gym.spaces.Box(0, 5, (1,), dtype)
+    env = gym.wrappers.TransformObservation(env, lambda ob: ob.astype(dtype), space)
+    pi = mlp("pi", env.observation_space, ac_space)
+    monkeypatch.setattr(env_api, "hold", None)
+    (seg,) = take(pi, env, 20, 1)
+    assert seg["ob"].dtype == dtype
 
 
 class Fractional(Scripted):
