@@ -93,10 +93,11 @@ def explain(error: Exception, env: Any, action: Any = None) -> None:
     is_wrapper = at.f_code.co_name == method and isinstance(at.f_locals.get("self"), gym.Wrapper)
     found = UNPACKING.search(str(error))
     if found and (at is caller or is_wrapper):
-        alone_or_few = "an observation alone" if method == "reset" else "4 values"
-        is_old = not found["type"] and (method == "reset" or found["got"] == "4")
-        other = found["type"] or f"{found['got'] or 'more'} values"
-        what = f"{alone_or_few}, as in gym before 0.26" if is_old else other
+        what = found["type"] or f"{found['got'] or 'more'} values"
+        if method == "reset" and not found["type"]:
+            what = "an observation alone, as in gym before 0.26"
+        elif found["got"] == "4":
+            what += ", as in gym before 0.26"
         raise ValueError(_wrong(env, method, f"returned {what}")) from error
     if action is not None and share_outside(np.asarray(action)[None], env.action_space):
         error.add_note(
@@ -145,7 +146,9 @@ def as_flag(name: str, value: Any) -> bool:
     Raises:
         TypeError: if it is neither true nor false.
     """
-    array = _array(False if value is None else value)
+    if value is None or isinstance(value, bool | np.bool_):
+        return bool(value)
+    array = _array(value)
     if array is None or array.size != 1 or array.item() not in (0, 1):
         raise TypeError(
             f"the environment returned {name} {short(value)}, which is neither true nor false"
@@ -162,10 +165,11 @@ def observation_dtype(ob: Any, space: gym.Space) -> np.dtype[Any]:
     array = _array(ob)
     if array is None or array.dtype.kind not in REAL:
         return np.dtype(np.float32)  # `hold` refuses it
-    own, said = array.dtype.newbyteorder("="), np.dtype(space.dtype or array.dtype)
+    own = np.dtype(array.dtype.type)  # in the machine's byte order, NumPy's one object for it
+    said = own if space.dtype is None else np.dtype(space.dtype.type)
     if own.kind != said.kind or own.itemsize > 8:  # torch knows no longer floats
         return said
-    return own if own.kind == "f" else np.promote_types(own, said)
+    return own if own.kind == "f" else np.dtype(np.promote_types(own, said).type)
 
 
 def hold(
@@ -191,6 +195,8 @@ def hold(
         raise ValueError(
             f"{source} of shape {array.shape}, but the space says {shape}, at step {step}"
         )
+    if array.dtype == dtype:
+        return array
     with np.errstate(all="ignore"):
         held = array.astype(dtype)
         fits = np.isfinite(held) | ~np.isfinite(array) if dtype.kind == "f" else held == array

@@ -2,7 +2,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from mpi4py import MPI
 
 from common import env_api
 from common.monitor import Monitor
@@ -154,6 +153,20 @@ def test_a_vector_environment_is_named_before_the_policy_is_made(make, count):
         run(make(), policy_fn=None, max_iters=1)
 
 
+@pytest.mark.parametrize("info", [None, [], {"episode": 3}])
+def test_a_monitor_takes_what_means_the_same(info):
+    class Odd(Countdown):
+        def step(self, action):
+            ob, _, terminated, _, _ = super().step(action)
+            return ob, [np.float32(2.5)], [terminated], np.array([False]), info
+
+    env = Monitor(Odd(4, 2), None)
+    _, (row,) = run(env, max_iters=1)
+    assert env.get_episode_lengths() == [4, 2] * 5  # of 32 steps
+    assert env.get_episode_rewards() == [10.0, 5.0] * 5
+    assert row["EpTrueRewMean"] == row["EpRewMean"] == 7.5
+
+
 class Strict(Countdown):
     def step(self, action):
         assert self.action_space.contains(action), "that is too much"
@@ -179,4 +192,3 @@ def test_actions_outside_are_counted_and_noted(capsys):
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "outside" in line]
     share = float(line.split(" % of the first actions lie outside the action space")[0])
     assert 35 < share < 75  # a standard normal's two components: 1 - 0.683**2 = 53 % of 32
-    assert MPI.COMM_WORLD.Get_rank() == 0

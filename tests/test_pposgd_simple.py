@@ -11,8 +11,8 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from common import logger, mpi_adam
-from common.checkpoint import from_plain, to_plain
+from common import env_api, logger, mpi_adam
+from common.checkpoint import Checkpointer, from_plain, to_plain
 from common.distributions import CategoricalPdType, DiagGaussianPdType
 from common.monitor import Monitor
 from common.mpi_adam import MpiAdam
@@ -403,6 +403,27 @@ def test_actions_are_stored_as_the_policy_gives_them_before_and_after_a_resume(a
         assert np.asarray(resumed[key]).dtype == value.dtype or key == "nextvpred"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize(
+    "ac_space",
+    [
+        gym.spaces.Box(-1, 1, (2,), np.float64),
+        gym.spaces.MultiBinary(2),
+        gym.spaces.MultiDiscrete([2, 2]),
+        gym.spaces.Discrete(2),
+    ],
+)
+def test_what_is_as_it_should_be_passes_the_quick_checks(ac_space, dtype, monkeypatch):
+    """`hold` takes as long as a step of CartPole."""
+    env = Countdown(5, action_space=ac_space)
+    space = gym.spaces.Box(0, 5, (1,), dtype)
+    env = gym.wrappers.TransformObservation(env, lambda ob: ob.astype(dtype), space)
+    pi = mlp("pi", env.observation_space, ac_space)
+    monkeypatch.setattr(env_api, "hold", None)
+    (seg,) = take(pi, env, 20, 1)
+    assert seg["ob"].dtype == dtype
+
+
 class Fractional(Scripted):
     def act(self, stochastic, ob):
         ac, vpred = super().act(stochastic, ob)
@@ -430,6 +451,24 @@ def test_what_the_next_segment_begins_with_is_plain_whatever_the_environment_giv
     assert carry["ob"].tolist() == [96]
     assert carry["ob"].dtype == np.float64
     assert (carry["ac"], carry["prevac"], carry["vpred"]) == (0, 1, 14)
+
+
+def test_what_no_save_could_hold_ends_training_before_it_begins(tmp_path):
+    def policy_fn(*args):
+        pi = mlp(*args)
+        pi.rng = np.random.RandomState(0)
+        return pi
+
+    checkpointer = Checkpointer(
+        tmp_path, interval=50, keep=1, collect=pposgd_simple.learner_state, header={},
+        comm=MPI.COMM_SELF,
+    )  # fmt: skip
+    try:
+        with pytest.raises(TypeError, match="hold the policy's rng, a RandomState: need") as error:
+            run(policy_fn=policy_fn, max_iters=1, callback=checkpointer)
+    finally:
+        checkpointer.close()
+    assert error.value.__notes__ == ["in iteration 0 on rank 0"]
 
 
 # ---- Advantages ---------------------------------------------------------------------------------
