@@ -17,12 +17,13 @@ import argparse
 from collections.abc import Sequence
 
 import gymnasium as gym
-from mpi4py import MPI
 
+import ppo1  # noqa: F401  # first: it checks that `common` is its own
 from common import cmd_util
 from common.atari_wrappers import FrameStack, make_atari, wrap_deepmind
 from common.leftovers import ending_what_is_left
 from common.misc_util import set_global_seeds
+from common.mpi import MPI
 from common.mpi_util import offset_seed
 from common.run import run
 from ppo1 import pposgd_simple

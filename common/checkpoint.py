@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from mpi4py import MPI
 from numpy.typing import NDArray
 
 from common import logger
 from common.files import replacing
+from common.mpi import MPI
 from common.plain_pickle import (
     ANY_NAME,
     COUNT,

@@ -26,13 +26,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import wrappers
 from gymnasium.utils import seeding
-from mpi4py import MPI
 
 from common import env_api, logger
 from common.checkpoint import CheckpointError, checkpoint_files, read_run, run_folder
 from common.files import FolderLock, absolute_path, folder_path
 from common.misc_util import set_global_seeds
 from common.monitor import Monitor, is_being_written
+from common.mpi import MPI
 from common.mpi_util import offset_seed
 from common.policy_file import SavedPolicy, check_sizes, read_policy
 

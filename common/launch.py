@@ -226,9 +226,8 @@ def work(folder_name: str) -> None:
 
     Collective: every rank must call it.
     """
-    from mpi4py import MPI
-
     from common.leftovers import ending_what_is_left
+    from common.mpi import MPI
     from common.mpi_util import abort_job_on_error
 
     leave_at_once = os._exit  # within the job it is taken for a mistake
@@ -324,7 +323,7 @@ def relaunch(nprocs: int, *, as_called: bool = False) -> None:
         raise LaunchError(f"--num-procs {nprocs}: but mpirun has started {ranks}")
     if as_called:
         raise LaunchError(f"--num-procs {nprocs}: from Python, use common.launch.run")
-    from mpi4py import MPI
+    from common.mpi import MPI
 
     command = [*mpirun_command(nprocs), *sys.orig_argv[1:]]
     sys.stdout.flush()
@@ -372,7 +371,7 @@ def check_world() -> None:
     (launcher, started), size = launched_ranks(), world_size()
     if started <= size:
         return
-    from mpi4py import MPI
+    from common.mpi import MPI
 
     library = " ".join(MPI.Get_library_version().split("\n")[0].split())
     if launcher == "srun":
@@ -417,6 +416,6 @@ def is_launched() -> bool:
 
 def world_size() -> int:
     """Return the number of ranks that this process is one of."""
-    from mpi4py import MPI
+    from common.mpi import MPI
 
     return MPI.COMM_WORLD.Get_size()

@@ -16,8 +16,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from mpi4py import MPI
-
+from common.mpi import MPI
 from common.mpi_util import say
 from common.watchdog import PROCESS_MARK
 

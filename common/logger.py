@@ -61,7 +61,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 from common.files import PathError, folder_path, is_folder, no_link, printable, replacing, set_aside
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from common.mpi import MPI
 
 DEBUG = 10
 DETAIL = 15  # the steps of an iteration
@@ -514,7 +514,7 @@ def get_current() -> Logger:
 
 def _world() -> MPI.Comm:
     """Return all ranks. Imported here because the import starts MPI."""
-    from mpi4py import MPI
+    from common.mpi import MPI
 
     return MPI.COMM_WORLD
 

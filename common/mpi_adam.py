@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from mpi4py import MPI
 from numpy.typing import NDArray
 
+from common.mpi import MPI
 from common.mpi_util import CollectiveError
 from common.torch_util import compile_function, flatten_parameters
 

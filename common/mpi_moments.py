@@ -5,8 +5,9 @@ Differs: sums run in float64 whatever the input's dtype.
 """
 
 import numpy as np
-from mpi4py import MPI
 from numpy.typing import ArrayLike, NDArray
+
+from common.mpi import MPI
 
 
 def mpi_mean(

@@ -7,8 +7,9 @@ import copy
 from typing import Any, Self
 
 import numpy as np
-from mpi4py import MPI
 from numpy.typing import ArrayLike, NDArray
+
+from common.mpi import MPI
 
 
 class RunningMeanStd:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from mpi4py import MPI
-
 from common import watchdog
+from common.mpi import MPI
 
 ABORT_SECONDS = 8.0  # at most, from an error to the end of this process
 

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
-from mpi4py import MPI
 
 from common import env_api, logger
 from common.cmd_util import seed_generators
 from common.console_util import fmt_row
 from common.misc_util import counted, set_global_seeds, undisturbed_generators
 from common.monitor import Monitor, find_monitor
+from common.mpi import MPI
 from common.mpi_util import CollectiveError, wait_for_all
 
 MAX_VIDEO_STEPS = 3000  # of one episode, where no number is asked for

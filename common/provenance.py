@@ -15,7 +15,8 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from mpi4py import MPI
+
+from common.mpi import MPI
 
 PACKAGES = (
     "torch", "numpy", "gymnasium", "mujoco", "ale-py", "opencv-python-headless", "opencv-python",

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
-from mpi4py import MPI
 
 from common import logger, play
 from common.checkpoint import (
@@ -42,6 +41,7 @@ from common.files import FolderLock, folder_path, is_folder, no_link, replacing,
 from common.launch import LaunchError, check_world, launched_rank, relaunch
 from common.misc_util import counted, usable_cores
 from common.monitor import Monitor, find_monitor, truncate_monitor_file
+from common.mpi import MPI
 from common.mpi_util import abort_job_on_error, agree, rank_on_machine
 from common.policy_file import describe_policy, set_learned, write_policy
 from common.progress import console_while_training, limits_of

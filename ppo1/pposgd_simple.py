@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import gymnasium as gym
 import numpy as np
 import torch
-from mpi4py import MPI
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from common.dataset import Dataset
 from common.distributions import PdType
 from common.math_util import explained_variance
 from common.monitor import find_monitor, frame_counter
+from common.mpi import MPI
 from common.mpi_adam import MpiAdam
 from common.mpi_moments import mpi_moments
 from common.mpi_running_mean_std import RunningMeanStd, ill_scaled

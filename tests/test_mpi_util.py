@@ -1,5 +1,8 @@
+import importlib
+import re
 import sys
 import time
+from types import ModuleType
 
 import pytest
 from mpi4py import MPI
@@ -107,3 +110,39 @@ def test_alone_an_error_passes_as_it_is(error, capsys):
     with pytest.raises(error), abort_job_on_error(MPI.COMM_SELF):
         raise error
     assert capsys.readouterr().err == ""
+
+
+# ---- No MPI -------------------------------------------------------------------------------------
+
+
+def test_without_an_mpi_library_one_sentence_says_what_to_install(monkeypatch, capsys):
+    """As mpi4py fails then, or as it does where there is none."""
+    reason = "cannot open shared object file: No such file or directory"
+    text = f"cannot load MPI library\nlibmpi.so.12: {reason}\nlibmpi.so.40: {reason}"
+
+    def fail(name):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # put back afterwards
+    module = ModuleType("mpi4py")
+    module.__getattr__ = fail
+    monkeypatch.setitem(sys.modules, "mpi4py", module)
+    monkeypatch.delitem(sys.modules, "common.mpi")
+    want = "no MPI library was found: pip install 'ppo1[mpich]', or in a checkout pip install mpich"
+    with pytest.raises(ImportError, match=f"^{re.escape(want)}$") as caught:
+        importlib.import_module("common.mpi")
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    assert capsys.readouterr().err == f"{want}\n"
+    sys.excepthook(ValueError, ValueError("another"), None)
+    assert capsys.readouterr().err == "ValueError: another\n"
+
+
+@pytest.mark.slow
+def test_a_script_without_mpi_prints_that_sentence_alone():
+    for command in ("run_mujoco.py", "-m ppo1.export policy"):
+        done = mpirun(0, *command.split(), MPI4PY_LIBMPI="/nowhere/libmpi.so")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert done.stderr.startswith("no MPI library was found: pip install 'ppo1[mpich]', or in")
+    for command in ("import ppo1", "import common.plot_util"):  # which need none
+        done = mpirun(0, "-c", command, MPI4PY_LIBMPI="/nowhere/libmpi.so")
+        assert (done.returncode, done.stderr) == (0, "")
