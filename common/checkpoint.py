@@ -473,8 +473,10 @@ class Checkpointer:
                 if not (number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN):
                     self.previous_handlers[number] = signal.signal(number, self._note)
         else:
-            text = "a signal will not save and stop this run: it is not in the main thread"
-            logger.warn(f"WARNING: {text}")
+            logger.warn(
+                "WARNING: a signal will not stop and save this run: it is not in the program's "
+                "main thread"
+            )
 
     def _note(self, signum: int, _: FrameType | None) -> None:
         # A second INT ends the process: somebody is in a hurry. Slurm repeats TERM as it pre-empts.

@@ -907,10 +907,14 @@ def _seed_and_monitor(
 ) -> gym.Env:
     set_global_seeds(seed)
     seed_generators(env, seed)
+    ours: list[gym.ObservationWrapper] = []  # which would stumble over what old gym's API returns
     plain = env
     while isinstance(plain, wrappers.FlattenObservation | wrappers.FilterObservation):
-        plain = plain.env  # they have no state, and would stumble over what old gym's API returns
-    env_api.reset(plain, seed=seed)  # later resets go on from here
+        ours.append(plain)
+        plain = plain.env
+    ob = env_api.reset(plain, seed=seed)  # later resets go on from here
+    for wrapper in reversed(ours):
+        ob = wrapper.observation(ob)  # which fails for an observation that is not of the space
     env.action_space.seed(seed)
     return monitored(env, rank, info_keywords=info_keywords)
 

@@ -1057,6 +1057,7 @@ def test_where_one_rank_cannot_compile_none_does_and_a_line_says_which(others, c
     comm = SimpleNamespace(
         Get_rank=lambda: 0, Get_size=lambda: 3, Split_type=lambda _: MPI.COMM_SELF.Dup(),
         allgather=lambda problem: [problem, None, others],
+        Ibarrier=lambda: SimpleNamespace(Test=lambda: True),
     )  # fmt: skip
     adam = SimpleNamespace(theta=torch.zeros(1), compile=lambda: None)
     lossandgrad = SimpleNamespace(compiled_update=None)

@@ -230,7 +230,7 @@ def test_a_path_that_is_no_text_is_one_line(flag, tmp_path, monkeypatch, capsys)
 def test_an_evaluation_sets_the_earlier_one_aside(tmp_path, monkeypatch):
     (tmp_path / "evaluation.json").write_text("mine")
     args = Namespace(seed=1, evaluate=1, log_path=str(tmp_path), save_path=None)
-    monkeypatch.setattr(run_module.play, "show", lambda *args, **kwargs: None)
+    monkeypatch.setattr(run_module.play, "show", lambda *args, **kwargs: True)
     run_module.show_untrained(args, lambda name, *spaces: None, make_env)
     assert (tmp_path / "earlier-1" / "evaluation.json").read_text() == "mine"
 
@@ -450,12 +450,16 @@ def test_gpus_are_dealt_out_on_each_machine(rank_here, device, monkeypatch):
 
 
 def test_other_code_or_versions_are_named(monkeypatch):
-    first = {"flags": "--seed 1", "versions": "torch 1", "code": "abc"}
-    comm = SimpleNamespace(Get_size=lambda: 2, bcast=lambda own: {**own, **changed})
+    changed, edited = {}, {}
+    comm = SimpleNamespace(
+        Get_size=lambda: 2, bcast=lambda own: (own[0] | changed, own[1] | edited)
+    )  # fmt: skip
     monkeypatch.setattr(run_module, "MPI", SimpleNamespace(COMM_WORLD=comm))
-    changed = {}
     run_module.check_same_start(["--seed", "1"])
-    for name, value in first.items():
+    for name, value in {"flags": "--seed 1", "versions": "torch 1"}.items():
         changed = {name: value}
         with pytest.raises(ValueError, match=f"started with other {name} than rank 0: .*, not "):
             run_module.check_same_start(["--seed", "2"])
+    changed, edited = {}, {"common/run.py": "abc"}
+    with pytest.raises(ValueError, match="started with other code than rank 0, in common/run.py$"):
+        run_module.check_same_start(["--seed", "1"])

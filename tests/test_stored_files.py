@@ -52,7 +52,7 @@ def test_a_policy_file_evaluates_to_what_it_did(tmp_path):
 def test_a_run_resumes_to_what_it_was(tmp_path):
     folder = shutil.copytree(STORED / "run", tmp_path / "run")
     run_mujoco.main(["--resume", str(folder)])
-    assert "Resuming before iteration 2, exactly" in (folder / "log.txt").read_text()
+    assert "Resuming before iteration 2" in (folder / "log.txt").read_text()
     want = pandas.read_csv(STORED / "run" / "progress.csv")
     got = pandas.read_csv(folder / "progress.csv")
     for column in want.columns.drop(["TimeElapsed", "TimestepsPerSec"]):
