@@ -225,7 +225,7 @@ def spoilt(value):
         if ob.dtype.kind == "f" and ob.size:
             ob = ob.astype(np.float64)
             ob.flat[-1] = value
-        return ob
+        return ob[()]
 
     return observes(spoil)
 
@@ -360,13 +360,17 @@ class AnyEnv(gym.Env):
         if self.steps <= self.when or self.fault == "none":
             return False
         space = self.observation_space
-        kind = space.dtype.kind if isinstance(space, spaces.Box) else None
-        if self.fault in FLOATS_ONLY and not (kind == "f" and math.prod(space.shape)):
+        has_floats = space.dtype is None or (space.dtype.kind == "f" and math.prod(space.shape))
+        if self.fault in FLOATS_ONLY and not has_floats:
             return False
         is_used = not self.was_last or (self.truncate and bootstrap)
         return not self.fault.startswith("observation") or is_used
 
 
+COMMON = [
+    "none", "step: raises", "reward: nan", "reward: -inf", "reward: 1e300", "reward: None",
+    "observation: nan", "observation: -inf", "observation: wrong shape", "observation: None",
+]  # fmt: skip
 FLOATS_ONLY = {"observation: nan", "observation: -inf", "observation: 1e39"}
 
 
@@ -405,7 +409,7 @@ def test_any_environment_trains_or_fails_with_a_cause(factor, tmp_path):
     @given(
         OBSERVATIONS, ACTIONS,
         st.lists(st.sampled_from([1, 2, 5, 16, 40, 1000]), min_size=1, max_size=3), st.booleans(),
-        st.sampled_from(list(FAULTS)), st.integers(0, 40), st.booleans(),
+        st.sampled_from(COMMON), st.integers(0, 40), st.booleans(),
     )  # fmt: skip
     def check(ob_space, ac_space, lengths, truncate, fault, when, bootstrap):
         outcome = train_by_script(tmp_path, AnyEnv(ob_space, ac_space, lengths, truncate, fault,
@@ -413,9 +417,8 @@ def test_any_environment_trains_or_fails_with_a_cause(factor, tmp_path):
         seen.setdefault(fault, set()).add(outcome if outcome in (None, 2) else type(outcome))
 
     check()
-    outcomes = set.union(*seen.values())
-    assert None in outcomes
-    assert len(outcomes) > 2  # some were refused, some failed
+    assert {None, 2, FloatingPointError, InjectedError} <= set.union(*seen.values())
+    assert seen["none"] == {None, 2}
 
 
 def train_by_script(folder, env, bootstrap):
@@ -462,16 +465,15 @@ def train_by_learn(env, bootstrap):
 
 def check_fault(outcome, env, bootstrap, segments):
     """Check that a fault was named, or did no harm."""
+    is_flattened = not isinstance(env.observation_space, spaces.Box)
+    if is_flattened and env.fault.startswith("observation") and env.steps > env.when:
+        return  # Gymnasium's FlattenObservation has errors of its own
     message = FAULTS[env.fault][1] if env.matters(bootstrap) else None
-    if not isinstance(env.observation_space, spaces.Box) and env.fault.startswith("observation"):
-        return  # it was flattened on the way, which has its own errors, at an episode's end too
     if message is None:
         assert outcome is None, (env.fault, outcome)
         check_stored(segments, env, bootstrap)
-    elif isinstance(env.observation_space, spaces.Box):
-        assert re.search(message, str(outcome)), (env.fault, outcome)
     else:
-        assert isinstance(outcome, Exception)
+        assert re.search(message, str(outcome)), (env.fault, outcome)
 
 
 WRAPPERS = [
