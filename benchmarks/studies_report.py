@@ -1,4 +1,4 @@
-"""What studies.py measured, from its CSV files: figures, tables for README.md, verdicts.
+"""What studies.py measured, from its CSV files: figures, verdicts, tables for the two pages.
 
 A row is a dict with the columns of a CSV file. How results are judged was chosen before looking at
 them: if the 95 % bootstrap intervals of the means over seeds overlap, they agree; if not, one is
@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import pandas
 from study_lines import DEFAULT_LABEL, PAPER_LABEL, STUDIES, Line
-from throughput_report import Row, fill_between_markers, read_csv, table
+from throughput_report import (
+    Row,
+    fill_between_markers,
+    fill_reports,
+    read_csv,
+    table,
+    wrapped,
+)
 
 from common.plot_util import (
     Reference,
@@ -41,10 +48,6 @@ CURVE_NAMES = {
     "seconds": "TimeElapsed",
     "return_mean": "EpTrueRewMean",
 }
-METRIC = (
-    "Metric: the mean raw return of the last 100 episodes of all ranks; its mean over seeds ± "
-    "standard error, and the 95 % bootstrap interval of that mean."
-)
 NOT_RUN = "not run yet"
 SUMMARY_MARKERS = (
     "<!-- made by benchmarks/studies.py summary: begin -->",
@@ -53,7 +56,7 @@ SUMMARY_MARKERS = (
 
 
 def markers(study: str) -> tuple[str, str]:
-    """Return the lines of README.md between which a study's report stands."""
+    """Return the lines of both pages between which a study's report stands."""
     return (
         f"<!-- made by studies.py {study} from results/{study}_*.csv: begin -->",
         f"<!-- made by studies.py {study}: end -->",
@@ -61,14 +64,14 @@ def markers(study: str) -> tuple[str, str]:
 
 
 def report(study: str, folder: Path) -> str:
-    """Write a study's figures, and README.md's tables, from the CSV files alone; return these."""
+    """Write a study's figures and tables from the CSV files alone; return README.md's part."""
     rows, curves = read_results(study, folder / "results")
     for name, figure in figures(study, curves):
         save_figure(figure, folder / "results" / f"{name}.png")
-    text = render(study, rows, curves)
+    texts = render(study, rows, curves)
     begin, end = markers(study)
-    fill_between_markers(folder / "README.md", text, begin=begin, end=end)
-    return text
+    fill_reports(folder, texts, begin=begin, end=end)
+    return texts[0]
 
 
 def write_summary(folder: Path) -> str:
@@ -84,15 +87,16 @@ def read_results(study: str, results: Path) -> tuple[list[Row], list[Row]]:
     return read_csv(results / f"{study}_runs.csv"), read_csv(results / f"{study}_curves.csv")
 
 
-def render(study: str, rows: Sequence[Row], curves: Sequence[Row]) -> str:
-    """Return README.md's part on a study."""
+def render(study: str, rows: Sequence[Row], curves: Sequence[Row]) -> tuple[str, str]:
+    """Return README.md's part on a study, a table, and METHODS.md's, what lies behind it."""
     makers = {
         "mujoco": render_mujoco,
         "ranks": render_ranks,
         "ablations": render_ablations,
         "atari": render_atari,
     }
-    return "\n\n".join(makers[study](rows, curves))
+    findings, *details = makers[study](rows, curves)
+    return findings, "\n\n".join([*provenance(rows), *details])
 
 
 # ---- Statistics ----------------------------------------------------------------------------------
@@ -248,8 +252,8 @@ def number(value: float, *, like: float | None = None) -> str:
     return f"{value:.{2 if abs(value if like is None else like) < 100 else 0}f}"
 
 
-def provenance(rows: Sequence[Row]) -> str:
-    """Return how many runs there are, their dates, commits and versions, and their commands.
+def provenance(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield how many runs there are, their dates, commits and versions, then their commands.
 
     The environment and the seed are written as ENV and N, so that few commands remain.
     """
@@ -259,14 +263,21 @@ def provenance(rows: Sequence[Row]) -> str:
         for name, text in (("--env", "ENV"), ("--seed", "N")):
             if name in words:
                 words[words.index(name) + 1] = text
-        commands.append(f"`{' '.join(words)}`")
-    dates, commits, *others = (
+        commands.append(f"    {' '.join(words)}")
+    dates, commits, cores, *others = (
         # A resumed run has several, in one cell
         sorted({part[:length] for row in rows for part in str(row[name]).split("; ") if part})
-        for name, length in (("started", 10), ("commit", None), ("versions", None), ("mpi", None))
-    )
+        for name, length in (
+            ("started", 10), ("commit", None), ("cores", None), ("versions", None), ("mpi", None)
+        )
+    )  # fmt: skip
     made = [f"of {', '.join(dates)}", f"commit {', '.join(commits)}", *sum(others, [])]
-    return f"Runs: {len(rows)}, {'; '.join(made)}. Commands: {', '.join(dict.fromkeys(commands))}."
+    least = min(row["timesteps"] for row in rows)
+    yield wrapped(
+        f"Runs: {len(rows)}, {'; '.join(made)}; cores: {', '.join(cores) or 'unknown'}. The "
+        f"shortest run has {least:,} timesteps. Commands:"
+    )
+    yield "\n".join(dict.fromkeys(commands))
 
 
 def seed_and_score(row: Row) -> str:
@@ -290,10 +301,7 @@ def mean_of(rows: Sequence[Row], name: str) -> float:
 
 
 def render_mujoco(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
-    """Yield the paragraphs on MuJoCo."""
-    least = min(row["timesteps"] for row in rows)
-    yield f"{provenance(rows)} The shortest run has {least:,} timesteps. {METRIC}"
-    yield "![Learning curves of the seven environments](results/mujoco.png)"
+    """Yield the table of MuJoCo; then the seeds, and what others published."""
     judged = list(beside_baselines(rows))
     yield table(
         ("environment", "our seeds", "ours", "95 % interval", "baselines' seeds",
@@ -304,7 +312,7 @@ def render_mujoco(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
         f"{env} {', '.join(seed_and_score(row) for row in rows if row['env'] == env)}"
         for env, *_ in judged
     )
-    yield f"Our runs by seed: {'; '.join(by_seed)}."
+    yield wrapped(f"Our runs by seed: {'; '.join(by_seed)}.")
     yield "Published, by other measures and mostly on other versions of the environments:"
     published = read_csv(PUBLISHED_MUJOCO)
     sources = {row["source"]: row for row in published}
@@ -318,14 +326,18 @@ def render_mujoco(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
         lines.append([env, number(ours["mean"]), *(found.get(name, "") for name in sources)])
     yield table(["environment", "ours", *sources], lines)
     yield "\n".join(
-        f"- [{name}]({row['link']}): {row['algorithm']}, {row['versions']}, "
-        f"{row['timesteps'] / 1e6:g} M timesteps, seeds: {row['seeds']}, metric: {row['metric']}."
+        wrapped(
+            f"[{name}]({row['link']}): {row['algorithm']}, {row['versions']}, "
+            f"{row['timesteps'] / 1e6:g} M timesteps, seeds: {row['seeds']}, metric: "
+            f"{row['metric']}.",
+            start="- ",
+        )
         for name, row in sources.items()
     )
 
 
 def render_ranks(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
-    """Yield the paragraphs on what ranks buy."""
+    """Yield the table of what ranks buy."""
     lines = []
     alone: dict[str, float] = {}  # seconds
     for line, own, found in compared("ranks", rows, "1 rank"):
@@ -341,10 +353,6 @@ def render_ranks(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
              f"{alone[line.env] / seconds:.2f}" if line.env in alone else "",
              "" if line.label == "1 rank" else return_at(seconds, line.env, curves))
         )  # fmt: skip
-    cores = ", ".join(sorted({str(row["cores"]) for row in rows} - {""}))
-    yield f"{provenance(rows)} Cores: {cores or 'unknown'}, one run at a time. {METRIC}"
-    yield "![Returns over timesteps](results/ranks.png)"
-    yield "![Returns over wall-clock time](results/ranks_time.png)"
     yield table(
         ("environment", "ranks", "seeds", "final return", "95 % interval", "against 1 rank",
          "updates", "seconds", "speed-up", "1 rank by then"),
@@ -363,9 +371,7 @@ def return_at(seconds: float, env: str, curves: Iterable[Row]) -> str:
 
 
 def render_ablations(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
-    """Yield the paragraphs on the ablations."""
-    yield f"{provenance(rows)} {METRIC}"
-    yield "![Learning curves of the variants](results/ablations.png)"
+    """Yield the table of the ablations."""
     yield table(
         ("environment", "variant", "seeds", "final return", "95 % interval", "against ppo1"),
         [
@@ -378,43 +384,41 @@ def render_ablations(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str
 
 
 def render_atari(rows: Sequence[Row], curves: Sequence[Row]) -> Iterator[str]:
-    """Yield the paragraphs on Atari."""
-    lines = []
+    """Yield the table of the games; then what the networks did, and the source of the curves."""
+    lines, networks = [], []
     for env in dict.fromkeys(line.env for line in STUDIES["atari"]):
         game, points = env.removesuffix("NoFrameskip-v4"), published_points(env)
-        scores = [published_score(points[x]) for x in SHOWN]
-        lines.append([game, PAPER_CURVE, "3", "", *scores, "", "", "", ""])
+        lines.append([game, PAPER_CURVE, "3", "", *(published_score(points[x]) for x in SHOWN), ""])
         for line in STUDIES["atari"]:
             if line.env != env:
                 continue
             own = runs_of(line, rows)
             if not own:
-                lines.append([game, line.label, "", NOT_RUN, *[""] * (len(SHOWN) + 4)])
+                lines.append([game, line.label, "", NOT_RUN, *[""] * (len(SHOWN) + 1)])
             for row in own:
                 found = {
                     point["timesteps"]: f"{point['return_mean']:.1f}"
                     for point in runs_of(line, curves)
                     if point["seed"] == row["seed"]
                 }
+                run = [game, line.label, f"1 (seed {row['seed']})"]
                 lines.append([
-                    game, line.label, f"1 (seed {row['seed']})", f"{row['timesteps'] / 1e6:.2f} M",
-                    *(found.get(x, "") for x in SHOWN), f"{row['return_mean']:.1f}",
-                    f"{row['kl']:.4f}", f"{row['live_filters']} of {row['filters']}",
+                    *run, f"{row['timesteps'] / 1e6:.2f} M", *(found.get(x, "") for x in SHOWN),
+                    f"{row['return_mean']:.1f}",
+                ])  # fmt: skip
+                networks.append([
+                    *run, f"{row['kl']:.4f}", f"{row['live_filters']} of {row['filters']}",
                     f"{row['seconds'] / 3600:.1f}",
                 ])  # fmt: skip
-    yield provenance(rows)
-    yield "![Returns of the games over timesteps](results/atari.png)"
-    header = (
-        "game", "run", "seeds", "reached", *(f"{x / 1e6:g} M" for x in SHOWN), "last 100 games",
-        "median KL", "filters alive", "hours",
-    )  # fmt: skip
-    yield table(header, lines)
+    scores = (f"{x / 1e6:g} M" for x in SHOWN)
+    yield table(("game", "run", "seeds", "reached", *scores, "last 100 games"), lines)
+    yield table(("game", "run", "seeds", "median KL", "filters alive", "hours"), networks)
     published = read_csv(PUBLISHED_ATARI)
     source = published[0]
     errors = dict.fromkeys(
         f"{row['env'].removesuffix('NoFrameskip-v4')} {row['reading_error']:g}" for row in published
     )
-    yield (
+    yield wrapped(
         f"{PAPER_CURVE.capitalize()}: {source['metric']} ± {', '.join(errors)} "
         f"([{source['source']}]({source['link']}))."
     )

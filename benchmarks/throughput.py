@@ -7,7 +7,7 @@
 
 Every number is measured in the one run that writes it: the learner is the run scripts' own, started
 by mpirun, and the environment alone is measured on the same ranks between its iterations. The rows
-go to a CSV, and the tables in README.md are made from that CSV.
+go to a CSV, from which the tables in README.md and METHODS.md are made.
 """
 
 import argparse
@@ -35,7 +35,6 @@ from throughput_report import COLUMNS, Row
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "throughput.csv"
-README = HERE / "README.md"
 
 ENVIRONMENTS = ("HalfCheetah-v4", "Hopper-v4", "PongNoFrameskip-v4")
 PEER_ENVIRONMENTS = ("HalfCheetah-v4", "PongNoFrameskip-v4")
@@ -91,7 +90,7 @@ def arg_parser() -> argparse.ArgumentParser:
             help="default: results/throughput.csv if all cases are measured, else none",
         ),
         "--tables": dict(
-            action="store_true", help="measure nothing, make README.md's tables from the CSV again"
+            action="store_true", help="measure nothing; rewrite the tables from the CSV"
         ),
         "--worker": dict(metavar="FOLDER", type=Path, help=argparse.SUPPRESS),
     }  # fmt: skip
@@ -129,9 +128,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             tables.write_csv(out, rows)
             print(f"Wrote {out}")
     if is_report:
-        text = tables.render(tables.read_csv(RESULTS))
-        tables.fill_between_markers(README, text)
-        print(f"Wrote the tables in {README}:\n\n{text}")
+        texts = tables.render(tables.read_csv(RESULTS))
+        tables.fill_reports(HERE, texts)
+        print(f"Wrote the tables in README.md and METHODS.md of {HERE}:\n\n{texts[0]}")
 
 
 def measure(args: argparse.Namespace, argv: Sequence[str], *, everything: bool) -> Iterator[Row]:

@@ -1,25 +1,18 @@
-"""What throughput.py measured, as a CSV, as tables for README.md, and the model of many ranks.
+"""What throughput.py measured, as a CSV and as tables for README.md and METHODS.md.
 
-A row is a dict with the keys of COLUMNS; `kind` is train, peer or allreduce, and what does not
-apply to a kind is "". All numbers in the text come from the rows, except ASSUMED_LINKS and the
-goals.
+A row is a dict with the keys of COLUMNS; `kind` is train, peer or allreduce. A column that does not
+apply to a kind is "". All numbers in the text come from the rows, except the goals.
 """
 
 import csv
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 BEGIN = "<!-- made by throughput.py from results/throughput.csv: begin -->"
 END = "<!-- made by throughput.py: end -->"
-
-# For the model: seconds a message, and bytes a second and rank. Assumed, not measured.
-ASSUMED_LINKS = {
-    "100 Gb/s InfiniBand": (2e-6, 12.5e9),
-    "10 Gb/s Ethernet": (25e-6, 1.25e9),
-}
-MODEL_RANKS = (16, 64, 256, 1024)
 
 PARTS = ("acting", "environment", "optimising", "communicating")
 COLUMNS = (
@@ -35,59 +28,6 @@ COLUMNS = (
 )  # fmt: skip
 
 Row = dict[str, Any]
-
-
-# ---- The model -----------------------------------------------------------------------------------
-
-
-def allreduce_seconds(ranks: int, *, floats: int, latency: float, bandwidth: float) -> float:
-    """Return what an Allreduce of float32 takes by the model, in seconds.
-
-    T(p) = 2 log2(p) latency + 2 (p - 1) / p bytes / bandwidth
-
-    That is a reduce-scatter by recursive halving, then an allgather by recursive doubling, which
-    MPICH takes for vectors of these lengths. The additions are left out.
-
-    Source: Thakur, Rabenseifner, Gropp 2005, Optimization of Collective Communication Operations in
-    MPICH.
-
-    Args:
-        ranks: p, a power of two.
-        floats: of the vector, 4 bytes each.
-        latency: seconds a message.
-        bandwidth: bytes a second and rank.
-    """
-    messages = 2 * math.log2(ranks) * latency
-    return messages + 2 * (ranks - 1) / ranks * 4 * floats / bandwidth
-
-
-def communicating_share(
-    ranks: int, *, floats: int, updates: int, alone_seconds: float, latency: float, bandwidth: float
-) -> float:
-    """Return the share of an iteration that the gradients' Allreduce takes, from 0 to 1.
-
-    Args:
-        ranks: p.
-        floats: of the gradient.
-        updates: in an iteration, one Allreduce each.
-        alone_seconds: an iteration of one rank, which has nobody to talk to.
-        latency: seconds a message.
-        bandwidth: bytes a second and rank.
-    """
-    once = allreduce_seconds(ranks, floats=floats, latency=latency, bandwidth=bandwidth)
-    return updates * once / (updates * once + alone_seconds)
-
-
-def measured_link(times: dict[tuple[int, int], float]) -> tuple[float, float]:
-    """Return the model's latency and bandwidth from what Allreduce takes between two ranks.
-
-    Args:
-        times: seconds a call by (ranks, floats). One float goes as one message; what the longest
-            vector takes beyond its two messages gives the bandwidth.
-    """
-    floats = max(length for ranks, length in times if ranks == 2)
-    latency = times[2, 1]
-    return latency, 4 * floats / (times[2, floats] - 2 * latency)
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -123,6 +63,12 @@ def number(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
+
+
+def fill_reports(folder: Path, texts: Sequence[str], *, begin: str = BEGIN, end: str = END) -> None:
+    """Write README.md's and METHODS.md's parts between the markers that both files have."""
+    for name, text in zip(("README.md", "METHODS.md"), texts, strict=True):
+        fill_between_markers(folder / name, text, begin=begin, end=end)
 
 
 def fill_between_markers(path: Path, text: str, *, begin: str = BEGIN, end: str = END) -> None:
@@ -176,27 +122,36 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 
 
-def render(rows: Sequence[Row]) -> str:
-    """Return README.md's part that is made from the rows of one run."""
-    by_kind = {
-        kind: [row for row in rows if row["kind"] == kind]
-        for kind in ("train", "peer", "allreduce")
-    }
+def wrapped(text: str, *, start: str = "") -> str:
+    """Return a paragraph in lines of at most 100 characters; `start` precedes the first."""
+    return textwrap.fill(
+        text, 100, initial_indent=start, subsequent_indent=" " * len(start),
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def render(rows: Sequence[Row]) -> tuple[str, str]:
+    """Return README.md's and METHODS.md's parts that are made from the rows of one run."""
+    train, peers, allreduce = (
+        [row for row in rows if row["kind"] == kind] for kind in ("train", "peer", "allreduce")
+    )
     first = rows[0]
+    measured = (
+        f"Measured by `{first['command']}` on {first['date']}, commit {first['commit']}, seed "
+        f"{first['seed']}, on {first['cpu']}, {first['cores']} cores, {first['machine']}, load "
+        f"before the run {first['load_before']}, threads of a rank: {first['threads']}. "
+        f"{first['versions']}; {first['mpi']}."
+    )
     paragraphs = [
-        f"`{first['command']}`, {first['date']}, commit {first['commit']}, seed {first['seed']}. "
-        f"{first['cpu']}, {first['cores']} cores, {first['machine']}, load before the run "
-        f"{first['load_before']}; threads of a rank: {first['threads']}. {first['versions']}; "
-        f"{first['mpi']}.",
-        goals_table(by_kind["train"], by_kind["peer"]),
+        wrapped(measured),
         "### Training and the environment alone",
-        training_table(by_kind["train"]),
-        "### Beside a peer",
-        peer_table(by_kind["peer"]),
+        training_table(train),
+        "### Compared with a peer",
+        peer_table(peers),
         "### How the cost grows",
-        *growth(by_kind["train"], by_kind["allreduce"]),
+        *growth(train, allreduce),
     ]
-    return "\n\n".join(paragraphs)
+    return goals_table(train, peers), "\n\n".join(paragraphs)
 
 
 def find(rows: Sequence[Row], environment: str, ranks: int = 1) -> Row:
@@ -255,7 +210,7 @@ def training_table(rows: Sequence[Row]) -> str:
 def peer_table(rows: Sequence[Row]) -> str:
     """Return the table of the cases that were measured beside a peer, or that there are none."""
     if not rows:
-        return "Not measured in this run: it takes `--peer sb3`."
+        return "Not measured in this run: give `--peer sb3`."
     header = (
         "environment, network", "ours, steps/s", "peer's, steps/s", "ratio", "its range", "rounds",
         "peer",
@@ -276,14 +231,14 @@ def peer_table(rows: Sequence[Row]) -> str:
 
 
 def growth(train: Sequence[Row], allreduce: Sequence[Row]) -> Iterator[str]:
-    """Yield paragraphs on more ranks, larger networks, and many more ranks by the model."""
+    """Yield paragraphs on more ranks, larger networks, and the Allreduce."""
     if lines := scaling_lines(train):
-        yield (
+        yield wrapped(
             "**Ranks.** Every rank brings its own environment and minibatches (weak scaling), so "
-            "steps/s should grow with the ranks, up to the number of cores:"
+            "steps/s should grow with the number of ranks, up to the number of cores:"
         )
         yield table(
-            ("environment", "ranks", "training steps/s", "a core in use, over one rank's",
+            ("environment", "ranks", "training steps/s", "per core in use, over one rank's",
              "over the row above", "environment alone, over the row above"),
             lines,
         )  # fmt: skip
@@ -294,20 +249,16 @@ def growth(train: Sequence[Row], allreduce: Sequence[Row]) -> Iterator[str]:
             f"{row['network']} ({row['parameters']:,} parameters) {row['train_steps_per_s']:,.0f}"
             for row in sorted(sizes, key=lambda row: row["parameters"])
         )
-        yield (
-            f"**Network size.** {sizes[0]['environment']}, one rank, layers x units of each tower, "
-            f"steps/s: {listed}."
+        yield wrapped(
+            f"**Network size.** {sizes[0]['environment']}, one rank, steps/s by layers x units of "
+            f"each tower: {listed}."
         )
-    times = {(row["ranks"], row["floats"]): row["allreduce_us"] / 1e6 for row in allreduce}
-    if times:
+    if allreduce:
         listed = ", ".join(
-            f"{floats:,} floats on {ranks} ranks {seconds * 1e6:,.1f}"
-            for (ranks, floats), seconds in sorted(times.items(), key=lambda item: item[0][::-1])
+            f"{row['floats']:,} floats on {row['ranks']} ranks {row['allreduce_us']:,.1f}"
+            for row in sorted(allreduce, key=lambda row: (row["floats"], row["ranks"]))
         )
-        yield f"**Allreduce** here, microseconds a call in the quickest of some blocks: {listed}."
-    if one_rank and (2, 1) in times:
-        networks = {row["preset"]: row for row in reversed(one_rank)}  # the first of each preset
-        yield from many_ranks(networks.values(), measured_link(times))
+        yield wrapped(f"**Allreduce**, microseconds per call in the fastest block: {listed}.")
 
 
 def scaling_lines(train: Sequence[Row]) -> list[Sequence[str]]:
@@ -332,40 +283,3 @@ def scaling_lines(train: Sequence[Row]) -> list[Sequence[str]]:
             lines.append(line if ranks > 1 else [*line[:3], "", "", ""])
             above = row
     return lines
-
-
-def many_ranks(rows: Iterable[Row], here: tuple[float, float]) -> Iterator[str]:
-    """Yield the model's prediction, as text and as a table.
-
-    Args:
-        rows: of one rank, one of each network.
-        here: measured latency and bandwidth.
-    """
-    links = {"this machine's memory": here, **ASSUMED_LINKS}
-    described = ", ".join(
-        f"{name} {latency * 1e6:.3g} us and {bandwidth / 1e9:.3g} GB/s"
-        for name, (latency, bandwidth) in links.items()
-    )
-    yield (
-        "**Many ranks.** By the model, an update's Allreduce on p ranks takes T(p) = 2 log2(p) "
-        "latency + 2 (p - 1) / p bytes / bandwidth, the rest of an iteration what it takes here. "
-        "Latency of a message and bandwidth of a rank, measured for the first link and assumed for "
-        f"the others: {described}. Not in the model: waiting for the slowest rank, and ranks that "
-        "share a link, which divide its bandwidth. It says that Allreduce takes of an iteration:"
-    )
-    lines = []
-    for row in rows:
-        for name, (latency, bandwidth) in links.items():
-            shares = [
-                communicating_share(
-                    ranks,
-                    floats=row["parameters"],
-                    updates=row["updates_per_iteration"],
-                    alone_seconds=row["steps_per_iteration"] / row["train_steps_per_s"],
-                    latency=latency,
-                    bandwidth=bandwidth,
-                )
-                for ranks in MODEL_RANKS
-            ]
-            lines.append([f"{case(row)}: {name}", *(f"{100 * each:.0f} %" for each in shares)])
-    yield table(["", *(f"{ranks} ranks" for ranks in MODEL_RANKS)], lines)

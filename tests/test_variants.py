@@ -321,7 +321,7 @@ def test_black_background(
 
 @pytest.mark.mpi
 def test_baselines_silences_filters_on_pong() -> None:
-    """In the recorded iteration, on gray but not on black, as benchmarks/README.md says.
+    """In the recorded iteration, on gray but not on black, as benchmarks/METHODS.md says.
 
     The weights after it are the replay's, which its own test holds to the recorded sample.
     """
@@ -338,7 +338,7 @@ def test_baselines_silences_filters_on_pong() -> None:
 
 
 def test_ppo1s_own_weights_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the last hidden layer, on frames of Pong: what benchmarks/README.md says of them."""
+    """In the last hidden layer, on frames of Pong: what benchmarks/METHODS.md says of them."""
     env = FrameStack(wrap_deepmind(make_atari("PongNoFrameskip-v4")), 4)
     frames = first_layer.random_frames(env, 100)
 
