@@ -139,7 +139,7 @@ def test_report_of_all_cases(tmp_path: Path) -> None:
     assert measured == [f"{x} |" for x in ("0.5", "-", "7.1", "-", "0.9", "0.95", "321")]
     assert "10 % | 50 % | 35 % | 5 % | 9.0 cold | 321" in details
     assert "| HalfCheetah-v4 | 4 | 17,100 | 0.85 | 0.95 | 0.95 |" in details
-    assert "(2,000 parameters) 10,000" in details
+    assert "2 x 64 (2,000 parameters) 10,000" in " ".join(details.split())
     assert "2,000 floats on 2 ranks 10.0" in details
 
 
