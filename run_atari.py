@@ -28,6 +28,8 @@ from common.mpi_util import offset_seed
 from common.run import run
 from ppo1 import pposgd_simple
 from ppo1.cnn_policy import CnnPolicy
+from ppo1.hyperparameters import HYPERPARAMETERS, check_hyperparameters
+from ppo1.learner_state import learner_state
 
 PRESETS = {
     # run_atari.py's numbers, with the frame stack of baselines' first release and raw rewards
@@ -105,7 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         resolve_id=cmd_util.resolve_game_id,
         make_env=make_env,
         make_policy=make_policy,
-        algorithm=pposgd_simple,
+        learn=pposgd_simple.learn,
+        hyperparameters=HYPERPARAMETERS,
+        check_hyperparameters=check_hyperparameters,
+        learner_state=learner_state,
     )
 
 

@@ -25,6 +25,8 @@ from common.mpi import MPI
 from common.mpi_util import offset_seed
 from common.run import run
 from ppo1 import pposgd_simple
+from ppo1.hyperparameters import HYPERPARAMETERS, check_hyperparameters
+from ppo1.learner_state import learner_state
 from ppo1.mlp_policy import MlpPolicy
 
 PRESETS = {
@@ -94,7 +96,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         resolve_id=cmd_util.resolve_env_id,
         make_env=make_env,
         make_policy=make_policy,
-        algorithm=pposgd_simple,
+        learn=pposgd_simple.learn,
+        hyperparameters=HYPERPARAMETERS,
+        check_hyperparameters=check_hyperparameters,
+        learner_state=learner_state,
     )
 
 

@@ -37,8 +37,9 @@ from common.cmd_util import ArgumentParser
 from common.distributions import PdType
 from common.torch_util import normc
 from ppo1 import cnn_policy, pposgd_simple
-from ppo1.policy import Policy
-from ppo1.pposgd_simple import Batch, Segment, make_columns, network_of, ppo_losses
+from ppo1.policy import Policy, network_of
+from ppo1.pposgd_simple import Segment, ppo_losses, prepare
+from ppo1.update import Batch
 from run_atari import PRESETS  # noqa: F401  # which common.sweep looks for here
 from run_atari import arg_parser as atari_arg_parser
 
@@ -62,11 +63,11 @@ def orthogonal_dense(shape: tuple[int, int], std: float) -> Tensor:
 
 
 def columns_with_vpred(pi: Policy, seg: Segment) -> Batch:
-    """Return `make_columns`' columns and `oldvpred`, (T,), the values before the optimization.
+    """Return `prepare`'s columns and `oldvpred`, (T,), the values before the optimization.
 
     The network is run on the segment a second time, which is little beside its many updates.
     """
-    columns = make_columns(pi, seg)
+    columns = prepare(pi, seg)
     with torch.no_grad():
         _, vpred = network_of(pi)(columns["ob"])
     return {**columns, "oldvpred": vpred}
@@ -117,7 +118,7 @@ VARIANTS: Variants = {
         (cnn_policy, "normc"): orthogonal_dense,
     },
     "clipped-value": {
-        (pposgd_simple, "make_columns"): columns_with_vpred,
+        (pposgd_simple, "prepare"): columns_with_vpred,
         (pposgd_simple, "ppo_losses"): losses_with_clipped_value,
     },
     "black-background": {(run_atari, "wrap_deepmind"): wrap_with_black_background},

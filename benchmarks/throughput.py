@@ -555,6 +555,7 @@ def record_training(script: Any, args: argparse.Namespace, spec: Row, folder: Pa
 
     from common import logger
     from ppo1 import pposgd_simple
+    from ppo1.hyperparameters import HYPERPARAMETERS
 
     class Comm(MPI.Intracomm):
         """COMM_WORLD, but with methods that can be replaced by timed ones."""
@@ -584,7 +585,7 @@ def record_training(script: Any, args: argparse.Namespace, spec: Row, folder: Pa
     recorder = Recorder(comm, WARMUP + spec["iterations"], step_alone)
     generator = pposgd_simple.traj_segment_generator
     pposgd_simple.traj_segment_generator = recorder.segments(generator)
-    hyperparameters = {name: getattr(args, name) for name in pposgd_simple.HYPERPARAMETERS}
+    hyperparameters = {name: getattr(args, name) for name in HYPERPARAMETERS}
     overrides = {"compile": spec["compile"], "callback": recorder, "comm": comm}
     pposgd_simple.learn(env, policy_fn, **{**hyperparameters, **overrides})
     env.close()
@@ -604,7 +605,6 @@ def training_report(
     first_end = recorder.train[0][1] - duration([recorder.alone[0]]) - usual
     is_mlp = hasattr(args, "hid_size")
     steps = args.timesteps_per_actorbatch
-    lossandgrad = recorder.learner["lossandgrad"]
     return {
         "ranks": by_rank,
         "startup_s": first_end - spec["launched"],
@@ -613,7 +613,7 @@ def training_report(
             "preset": args.preset,
             "network": f"{args.num_hid_layers} x {args.hid_size}" if is_mlp else args.kind,
             "parameters": sum(p.numel() for p in recorder.learner["pi"].get_trainable_variables()),
-            "compiled": int(bool(lossandgrad.compiled or lossandgrad.compiled_update)),
+            "compiled": int(recorder.learner["update"].path != "eager"),
             "steps_per_iteration": steps,
             "updates_per_iteration": args.optim_epochs * (steps // args.optim_batchsize),
             "threads": torch.get_num_threads(),

@@ -31,7 +31,8 @@ from common.cmd_util import ArgumentParser
 from common.mpi_adam import MpiAdam
 from ppo1 import pposgd_simple
 from ppo1.policy import Policy
-from ppo1.pposgd_simple import Batch, Segment, make_columns, traj_segment_generator
+from ppo1.pposgd_simple import Segment, prepare, traj_segment_generator
+from ppo1.update import Batch
 from run_mujoco import PRESETS  # noqa: F401  # which common.sweep looks for here
 from run_mujoco import arg_parser as mujoco_arg_parser
 
@@ -43,8 +44,9 @@ class TorchAdam(MpiAdam):
     epsilon growing to the full one within some thousand updates.
     """
 
-    def _coefficients(self, stepsize: float) -> tuple[float, float]:
-        a, epsilon = super()._coefficients(stepsize)
+    def coefficients(self, stepsize: float) -> tuple[float, float]:
+        """Return a and torch's epsilon of the next update."""
+        a, epsilon = super().coefficients(stepsize)
         return a, epsilon * math.sqrt(1 - self.beta2 ** (self.t + 1))
 
 
@@ -73,7 +75,7 @@ def segments_with_logp(
 
 def columns_with_stored_logp(pi: Policy, seg: Segment) -> Batch:
     """Return the columns that the losses need, `oldlogp` being the segment's `logp`."""
-    return {**make_columns(pi, seg), "oldlogp": seg["logp"]}
+    return {**prepare(pi, seg), "oldlogp": seg["logp"]}
 
 
 # Of each variant, by module and name: what takes its place in the module that looks it up.
@@ -82,7 +84,7 @@ VARIANTS: Variants = {
     "torch-adam": {(pposgd_simple, "MpiAdam"): TorchAdam},
     "stored-logp": {
         (pposgd_simple, "traj_segment_generator"): segments_with_logp,
-        (pposgd_simple, "make_columns"): columns_with_stored_logp,
+        (pposgd_simple, "prepare"): columns_with_stored_logp,
     },
 }
 

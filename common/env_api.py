@@ -14,6 +14,11 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from common import logger
+from common.mpi import MPI
+from common.mpi_running_mean_std import RunningMeanStd, ill_scaled
+from common.mpi_util import CollectiveError
+
 RETURNS = {
     "reset": "(observation, info)",
     "step": "(observation, reward, terminated, truncated, info)",
@@ -207,6 +212,68 @@ def hold(
             f"step {step}, which {dtype} cannot hold"
         )
     return held
+
+
+def check_finite(obs: NDArray[Any], first_step: int = 0) -> None:
+    """Raise FloatingPointError if an observation of (N, *ob_shape) is not finite as float32.
+
+    Args:
+        obs: from the segment's step `first_step` on.
+        first_step: of the segment.
+    """
+    if obs.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(obs.astype(np.float32, copy=False))
+    if not finite.all():
+        step, *component = (int(index) for index in np.argwhere(~finite)[0])
+        value = obs[(step, *component)]
+        raise FloatingPointError(
+            f"the environment returned an observation with component {component} = {value} "
+            f"at step {first_step + step} of the segment, which is no finite float32"
+        )
+
+
+def update_statistics(ob_rms: RunningMeanStd, obs: NDArray[Any], comm: MPI.Comm) -> None:
+    """Add observations (T, *ob_shape) to the running statistics.
+
+    Collective: every rank must call it.
+
+    Raises:
+        CollectiveError: on all ranks, if they overflow: the statistics square them in float32.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        ob_rms.update(obs)
+    finite = np.isfinite(ob_rms.std)
+    if not finite.all():
+        component = tuple(int(index) for index in np.argwhere(~finite)[0])
+        reached = comm.allgather(float(np.abs(obs).max(axis=0)[component]))
+        raise CollectiveError(
+            f"the environment's observations overflow their statistics: component "
+            f"{list(component)} reached {max(reached)} on rank {reached.index(max(reached))}"
+        )
+
+
+def tell_of_actions_outside(acs: NDArray[Any], ac_space: gym.Space) -> None:
+    """Log which share of the actions (T, *ac_shape) lies outside a Box, if any does."""
+    share = share_outside(acs, ac_space)
+    if share:
+        logger.log(
+            f"{100 * share:.2g} % of the first actions lie outside the action space: the "
+            "environment gets them as they are, as in baselines; --clip-actions clips them"
+        )
+
+
+def warn_of_offsets(obs: NDArray[Any]) -> None:
+    """Warn if normalization all but removes components of observations, (N, *ob_shape)."""
+    if indices := ill_scaled(obs):
+        named = ", ".join(str(i[0] if len(i) == 1 else i) for i in indices[:10])
+        more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
+        logger.warn(
+            f"The mean of observation component {named}{more} is over 1000 times its spread, so "
+            "its changes hardly reach the policy: subtract a constant, for instance with "
+            "gymnasium.wrappers.TransformObservation"
+        )
 
 
 def short(value: Any) -> str:

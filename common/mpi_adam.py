@@ -74,7 +74,7 @@ class MpiAdam:
         self.t = 0
         # The ranks meet in host memory
         self.host_theta: NDArray[np.float32] = self.theta.cpu().numpy()
-        self.step: Callable[[float, NDArray[np.float32]], object] = self._step_in_numpy
+        self.step: Callable[[float, NDArray[np.float32]], object] = self.step_in_numpy
         self._scratch = np.empty((2, min(CHUNK, len(self.m))), dtype=np.float32)
 
     def update(self, localg: NDArray[np.float32] | torch.Tensor, stepsize: float) -> None:
@@ -120,7 +120,8 @@ class MpiAdam:
         a = float(stepsize) * math.sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
         return a, self.epsilon
 
-    def _step_in_numpy(self, stepsize: float, gradient: NDArray[np.float32]) -> None:
+    def step_in_numpy(self, stepsize: float, gradient: NDArray[np.float32]) -> None:
+        """Move theta, m and v by one step; `gradient` is the averaged one, (P,)."""
         a, epsilon = self.coefficients(stepsize)
         for start in range(0, len(self.m), CHUNK):
             chunk = slice(start, start + CHUNK)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -57,6 +57,8 @@ from common.torch_util import at_most_weights
 from common.tracking import check_tracking, track
 from common.watchdog import Watchdog
 
+LearnerState = Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
+
 STARTUP_SECONDS = 60.0  # that no stall timeout cuts short: imports may wait for a slow disk
 LINE_LOGS = ("progress.csv", "progress.json")
 # What a run has in its folder, other ranks' files included
@@ -68,26 +70,6 @@ OWN_FOLDERS = re.compile(r"checkpoints|tb(-rank\d+)?")
 CARRIED = {"ob": "observation_space", "ac": "action_space", "prevac": "action_space"}
 
 
-class Algorithm(Protocol):
-    """What `run` asks of a module that learns."""
-
-    @property
-    def HYPERPARAMETERS(self) -> tuple[str, ...]:
-        """Names of the arguments that `learn` takes as keywords."""
-
-    @property
-    def check_hyperparameters(self) -> Callable[[dict[str, Any]], None]:
-        """Raises ValueError naming one that is out of its range."""
-
-    @property
-    def learn(self) -> Callable[..., Any]:
-        """Called as learn(env, policy_fn, **hyperparameters, callback, compile, state)."""
-
-    @property
-    def learner_state(self) -> Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]:
-        """Returns what all ranks share and this rank's own state, from `learn`'s locals."""
-
-
 def run(
     parser: ArgumentParser,
     presets: Mapping[str, Mapping[str, Any]],
@@ -97,7 +79,10 @@ def run(
     resolve_id: Callable[[str], str],
     make_env: Callable[..., gym.Env],
     make_policy: Callable[[argparse.Namespace, str, gym.Space, gym.Space], torch.nn.Module],
-    algorithm: Algorithm,
+    learn: Callable[..., Any],
+    hyperparameters: Sequence[str],
+    check_hyperparameters: Callable[[dict[str, Any]], None],
+    learner_state: LearnerState,
 ) -> None:
     """Train as the command line says, from its first check to the last line of the log.
 
@@ -114,7 +99,11 @@ def run(
             it seeds this rank; None seeds nothing. `render_mode=` is for --play and --video.
         make_policy: returns a policy of the given name for two spaces; raises ValueError for
             spaces that it cannot handle.
-        algorithm: the module that learns, an `Algorithm`.
+        learn: called as learn(env, policy_fn, **hyperparameters, callback, compile, state).
+        hyperparameters: names of its keywords, which are arguments of the command line too.
+        check_hyperparameters: raises ValueError naming one that is out of its range.
+        learner_state: returns what all ranks share and this rank's own state, from `learn`'s
+            locals.
 
     Collective: every rank must call it.
 
@@ -131,7 +120,7 @@ def run(
         logger.reset()  # an earlier run in this process may have failed
         check_launcher(parser)
         args = parse_args(parser, presets, argv, lock=lock)
-        check_run(parser, lambda: check_same_start(argv, algorithm.learn, make_env))
+        check_run(parser, lambda: check_same_start(argv, learn, make_env))
         if args.num_procs:
             check_run(parser, lambda: relaunch(args.num_procs, as_called=argv is not None))
         checkpoint, loaded = vars(args).pop("checkpoint"), vars(args).pop("loaded")
@@ -140,7 +129,7 @@ def run(
         at_very_end.callback(watchdog.stop)
         own_gpu = rank_on_machine()
         torch.set_num_threads(args.threads)
-        hyperparameters = {name: getattr(args, name) for name in algorithm.HYPERPARAMETERS}
+        values = {name: getattr(args, name) for name in hyperparameters}
         made_with: dict[str, Any] = {"versions": package_versions()}
         weights = math.inf  # of the network, unless it comes from a file
         if loaded is not None:
@@ -158,9 +147,9 @@ def run(
         def check() -> None:
             try:
                 if trains:
-                    algorithm.check_hyperparameters(hyperparameters)
+                    check_hyperparameters(values)
             except ValueError as error:
-                names = re.compile(rf"\b({'|'.join(hyperparameters)})\b")
+                names = re.compile(rf"\b({'|'.join(values)})\b")
                 raise ValueError(names.sub(lambda m: flag(m[0]), str(error))) from error
             args.given_env = getattr(args, "given_env", args.env)
             args.env = resolve_id(args.env)
@@ -179,7 +168,7 @@ def run(
                 importlib.import_module("tensorboard")
             if args.track and MPI.COMM_WORLD.Get_rank() == 0:
                 check_tracking()
-            made_with["code"] = source_digests(algorithm.learn, make_env, env=env, pi=probe)
+            made_with["code"] = source_digests(learn, make_env, env=env, pi=probe)
 
         check_run(parser, check)
         make_watched_env = functools.partial(watched_env, make_env, watchdog)
@@ -196,13 +185,13 @@ def run(
         at_end.enter_context(play.closing(env))
         if env_state is not None:
             set_env_state(env, env_state)
-        callback = RunCallback(args, env, algorithm.learner_state, watchdog, checkpoint, made_with)
+        callback = RunCallback(args, env, learner_state, watchdog, checkpoint, made_with)
         at_end.callback(callback.checkpointer.close)
         try:
             with console_while_training(limits_of(args), quiet=args.quiet) as callback.progress:
-                pi = algorithm.learn(
+                pi = learn(
                     env, policy_fn, callback=callback, compile=args.compile, state=state,
-                    **hyperparameters,
+                    **values,
                 )  # fmt: skip
         except SystemExit as leave:  # by one rank's environment, say: the others would wait for it
             raise RuntimeError(f"training was left by sys.exit({leave.code!r})") from leave
@@ -318,7 +307,7 @@ class RunCallback:
         self,
         args: argparse.Namespace,
         env: gym.Env,
-        learner_state: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]],
+        learner_state: LearnerState,
         watchdog: Watchdog,
         checkpoint: dict[str, Any] | None,
         made_with: dict[str, Any],

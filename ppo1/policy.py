@@ -342,6 +342,11 @@ class TorchPolicy(nn.Module):
         return {f"obfilter/{name}": torch.from_numpy(getattr(ob_rms, name)) for name in names}
 
 
+def network_of(pi: Policy) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return what computes (N, P) and (N,): from preprocessed observations, if it is pi itself."""
+    return pi if isinstance(pi, TorchPolicy) and pi.has_own_network else pi.pdparam_and_vpred
+
+
 def _tf_view(name: str, variable: Tensor) -> Tensor:
     # A convolution's kernel, `.../W`, is (out, in, h, w) here and (h, w, in, out) there.
     return variable.permute(2, 3, 1, 0) if name.endswith("/W") else variable

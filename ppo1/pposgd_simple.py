@@ -8,13 +8,11 @@ Dimension letters: T steps of a rank's segment, N rows of a minibatch, P distrib
 """
 
 import math
-import numbers
-import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -31,32 +29,18 @@ from common.monitor import find_monitor, frame_counter
 from common.mpi import MPI
 from common.mpi_adam import MpiAdam
 from common.mpi_moments import mpi_moments
-from common.mpi_running_mean_std import RunningMeanStd, ill_scaled
-from common.mpi_util import CollectiveError, wait_for_all
-from common.torch_util import (
-    FlatLayout,
-    compile_function,
-    count_compiled,
-    functional_network,
-    torch_threads,
-)
-from common.watchdog import patience
-from ppo1.policy import Policy, TorchPolicy
+from common.mpi_util import CollectiveError
+from common.torch_util import torch_threads
+from ppo1.hyperparameters import HYPERPARAMETERS, check_hyperparameters, check_same_updates
+from ppo1.learner_state import restore_learner
+from ppo1.policy import Policy, TorchPolicy, network_of
+from ppo1.update import Batch, Update, is_worth_compiling
 
-Segment = dict[str, Any]
-Batch = dict[str, Tensor]
 Callback = Callable[[dict[str, Any], dict[str, Any]], None]
 AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
 
 MAX_REWARD = float(np.finfo(np.float32).max)
 LOSS_NAMES = ["pol_surr", "pol_entpen", "vf_loss", "kl", "ent"]
-RMS_SUMS = ("runningsum", "runningsumsq", "count")
-SCHEDULES = ("constant", "linear")
-# Compiling takes some 10 seconds and saves 0.6 ms an update or more. It is decided by numbers that
-# a second run has too, never by the clock, because compiled gradients differ in the last bits.
-UPDATES_WORTH_COMPILING = 25_000
-SECONDS_WORTH_COMPILING = 60.0
-COMPILE_SECONDS = 1800.0  # after which a rank that compiles is stuck
 ITERATIONS_WITHOUT_END = 10
 NO_END = (
     f"WARNING: no episode has ended in {ITERATIONS_WITHOUT_END} iterations. Only the steps of "
@@ -64,13 +48,32 @@ NO_END = (
     "limit it by iterations (max_iters, --max-iters), or its episodes (--max-episode-steps, "
     "gymnasium.wrappers.TimeLimit)"
 )
-LIMITS = ("max_timesteps", "max_episodes", "max_iters", "max_seconds")
-OPTIONAL = ("optim_batchsize", "threads", *LIMITS)
-HYPERPARAMETERS = (
-    "timesteps_per_actorbatch", "clip_param", "entcoeff", "optim_epochs", "optim_stepsize",
-    "optim_batchsize", "gamma", "lam", *LIMITS, "adam_epsilon", "schedule", "clip_schedule",
-    "bootstrap_truncated", "threads",
-)  # fmt: skip
+
+
+class Segment(TypedDict):
+    """T steps of a rollout, as `traj_segment_generator` yields them.
+
+    ob: (T, *ob_shape), the environment's dtype.
+    rew, vpred: (T,) float32. new: (T,) int32, 1 on an episode's first step.
+    ac, prevac: (T, *ac_shape), float32 or int64: the action, and the one before it.
+    nextvpred: the value after the last step, 0 if an episode ended there.
+    ep_rets, ep_lens: returns and lengths of the episodes that ended in the segment.
+    carry: what the next segment begins with.
+    adv, tdlamret: (T,) float32, once `add_vtarg_and_adv` has filled them.
+    """
+
+    ob: NDArray[Any]
+    rew: NDArray[np.float32]
+    vpred: NDArray[np.float32]
+    new: NDArray[np.int32]
+    ac: NDArray[Any]
+    prevac: NDArray[Any]
+    nextvpred: Any
+    ep_rets: list[float]
+    ep_lens: list[int]
+    carry: NotRequired[dict[str, Any]]
+    adv: NotRequired[NDArray[np.float32]]
+    tdlamret: NotRequired[NDArray[np.float32]]
 
 
 def traj_segment_generator(
@@ -146,15 +149,15 @@ def traj_segment_generator(
             try:
                 ac, vpred = pi.act(stochastic, ob)
             except Exception:
-                check_finite(np.asarray(ob)[None], i)  # which may be why
+                env_api.check_finite(np.asarray(ob)[None], i)  # which may be why
                 raise
             if not math.isfinite(vpred):
-                check_finite(np.asarray(ob)[None], i)  # a NaN shows in the value
+                env_api.check_finite(np.asarray(ob)[None], i)  # a NaN shows in the value
             if getattr(ac, "dtype", None) is not ac_dtype or ac.shape != ac_shape:
                 env_api.hold(ac, ac_dtype, ac_shape, step=i, source="the policy returned an action")
         has_acted = False
         if i == horizon:
-            check_finite(obs)
+            env_api.check_finite(obs)
             yield {
                 "ob": obs, "rew": rews, "vpred": vpreds, "new": news, "ac": acs, "prevac": prevacs,
                 "nextvpred": vpred * (1 - new), "ep_rets": ep_rets, "ep_lens": ep_lens,
@@ -192,53 +195,13 @@ def traj_segment_generator(
         if new:
             if bootstrap_gamma is not None and not env_api.as_flag("terminated", terminated):
                 ob = held_ob(ob, i + 1)
-                check_finite(ob[None], i + 1)
+                env_api.check_finite(ob[None], i + 1)
                 rews[i] += bootstrap_gamma * pi.act(False, ob)[1]
             ep_rets.append(cur_ep_ret)
             ep_lens.append(cur_ep_len)
             cur_ep_ret, cur_ep_len = 0.0, 0
             ob = env_api.reset(env)
         i += 1
-
-
-def check_finite(obs: NDArray[Any], first_step: int = 0) -> None:
-    """Raise FloatingPointError if an observation of (N, *ob_shape) is not finite as float32.
-
-    Args:
-        obs: from the segment's step `first_step` on.
-        first_step: of the segment.
-    """
-    if obs.dtype.kind != "f":
-        return
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(obs.astype(np.float32, copy=False))
-    if not finite.all():
-        step, *component = (int(index) for index in np.argwhere(~finite)[0])
-        value = obs[(step, *component)]
-        raise FloatingPointError(
-            f"the environment returned an observation with component {component} = {value} "
-            f"at step {first_step + step} of the segment, which is no finite float32"
-        )
-
-
-def update_statistics(ob_rms: RunningMeanStd, obs: NDArray[Any], comm: MPI.Comm) -> None:
-    """Add observations (T, *ob_shape) to the running statistics.
-
-    Collective: every rank must call it.
-
-    Raises:
-        CollectiveError: on all ranks, if they overflow: the statistics square them in float32.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        ob_rms.update(obs)
-    finite = np.isfinite(ob_rms.std)
-    if not finite.all():
-        component = tuple(int(index) for index in np.argwhere(~finite)[0])
-        reached = comm.allgather(float(np.abs(obs).max(axis=0)[component]))
-        raise CollectiveError(
-            f"the environment's observations overflow their statistics: component "
-            f"{list(component)} reached {max(reached)} on rank {reached.index(max(reached))}"
-        )
 
 
 def add_vtarg_and_adv(seg: Segment, gamma: float, lam: float) -> None:
@@ -265,6 +228,42 @@ def add_vtarg_and_adv(seg: Segment, gamma: float, lam: float) -> None:
         adv[-t] = lastgaelam
     seg["adv"] = adv
     seg["tdlamret"] = adv + seg["vpred"]
+
+
+@torch.no_grad()
+def prepare(pi: Policy, seg: Segment) -> Batch:
+    """Return what the losses need of a segment: T rows each, as tensors on the policy's device.
+
+    Advantages are standardized, observations preprocessed, and the old policy is evaluated: pi is
+    still equal to it. Call this after `ob_rms.update` and before the first update.
+
+    Returns:
+        ob: what the network takes. ac: (T, *ac_shape). atarg, vtarg: (T,).
+        oldpdparam, oldlogp: (T, P) and (T,), of the policy before the optimization.
+    """
+    columns = {
+        "ob": torch.from_numpy(seg["ob"]),
+        "ac": torch.from_numpy(seg["ac"]),
+        "atarg": torch.from_numpy(standardized(seg["adv"])),
+        "vtarg": torch.from_numpy(seg["tdlamret"]),
+    }
+    device = pi.get_trainable_variables()[0].device
+    columns = {name: column.to(device) for name, column in columns.items()}
+    network = network_of(pi)
+    if isinstance(network, TorchPolicy):
+        columns["ob"] = network.preprocess(columns["ob"])
+    oldpdparam, _ = network(columns["ob"])
+    oldlogp = pi.pdtype.pdfromflat(oldpdparam).logp(columns["ac"])
+    return {**columns, "oldpdparam": oldpdparam, "oldlogp": oldlogp}
+
+
+def standardized(adv: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return advantages (T,) with mean 0 and standard deviation 1, over the rank's own segment."""
+    if adv.max() == adv.min():  # not `std == 0`, which rounding breaks
+        return np.zeros_like(adv)
+    # Where these overflow, the value loss is not finite either
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (adv - adv.mean()) / adv.std()
 
 
 def ppo_losses(
@@ -304,135 +303,6 @@ def ppo_losses(
         meankl = pdtype.pdfromflat(batch["oldpdparam"]).kl(pd).mean()
     total = pol_surr + pol_entpen + vf_loss
     return total, torch.stack([pol_surr, pol_entpen, vf_loss, meankl, meanent]).detach()
-
-
-class LossAndGrad:
-    """The losses of a minibatch and their flat gradient, for one policy.
-
-    Eager at first; `compile` makes it several times faster where the arithmetic is small.
-    """
-
-    def __init__(self, pi: Policy, entcoeff: float, theta: Tensor) -> None:
-        """Take the policy and the flat vector that its parameters are views of, (P,)."""
-        self.pi = pi
-        self.entcoeff = entcoeff
-        self.theta = theta
-        self.network = network_of(pi)
-        self.parameters = pi.get_trainable_variables()
-        self.layout = FlatLayout(self.parameters)
-        self.gradient = torch.zeros_like(theta)
-        self.views = self.layout.views(self.gradient)
-        self.compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
-        self.compiled_update: Callable[..., Tensor] | None = None
-        self.compiled_for = (0, 0)
-
-    def __call__(self, columns: Batch, rows: Tensor, clip_param: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the losses (5,) and the gradient (P,), which the next call may write anew.
-
-        A total loss that is not finite makes the whole gradient NaN, which tells all ranks.
-
-        Args:
-            columns: a whole segment, as `make_columns` returns it.
-            rows: (N,) int64, the minibatch.
-            clip_param: ().
-        """
-        if self.compiled is not None and self._is_compiled_for(columns, rows):
-            return self.compiled(self.theta, clip_param, rows, *columns.values())
-        total, losses = self._losses(self.network, select(columns, rows), clip_param)
-        # An unused parameter's gradient is zero, as in TensorFlow's flatgrad.
-        gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
-        for view, gradient in zip(self.views, gradients, strict=True):
-            view.zero_() if gradient is None else view.copy_(gradient)
-        self.gradient += poison(total)
-        return losses, self.gradient
-
-    @torch.no_grad()
-    def losses(self, columns: Batch, rows: Tensor, clip_param: Tensor) -> Tensor:
-        """Return the losses (5,) alone; arguments as above."""
-        return self._losses(self.network, select(columns, rows), clip_param)[1]
-
-    def update(
-        self, adam: MpiAdam, stepsize: float, columns: Batch, rows: Tensor, clip_param: Tensor
-    ) -> Tensor:
-        """Take one step on a minibatch and return its losses (5,); arguments as above.
-
-        Collective: every rank must call it.
-        """
-        if self.compiled_update is not None and self._is_compiled_for(columns, rows):
-            return self.compiled_update(stepsize, clip_param, rows, *columns.values())
-        losses, gradient = self(columns, rows, clip_param)
-        adam.update(gradient, stepsize)
-        return losses
-
-    def compile(self, columns: Batch, rows: Tensor, clip_param: Tensor) -> None:
-        """Compile losses and gradient into one function of the flat vector and a minibatch.
-
-        The arguments are examples: all later ones must have their shapes and dtypes.
-
-        Raises:
-            Exception: whatever keeps the policy from being compiled; the eager path then stays.
-        """
-        function = self._function_of_theta(list(columns))
-        self.compiled = compile_function(function, self.theta, clip_param, rows, *columns.values())
-        self.compiled_for = len(columns["ac"]), len(rows)  # segments of other lengths stay eager
-
-    def compile_update(
-        self, adam: MpiAdam, columns: Batch, rows: Tensor, clip_param: Tensor
-    ) -> None:
-        """Compile losses, gradient and Adam's step into one function: faster still, on one rank.
-
-        Arguments and errors are those of `compile`.
-        """
-        function = self._function_of_theta(list(columns))
-        self.compiled_update = adam.compile_with_gradient(
-            function, clip_param, rows, *columns.values()
-        )
-        self.compiled_for = len(columns["ac"]), len(rows)
-
-    def _is_compiled_for(self, columns: Batch, rows: Tensor) -> bool:
-        return self.compiled_for == (len(columns["ac"]), len(rows))
-
-    def _function_of_theta(self, names: Sequence[str]) -> Callable[..., tuple[Tensor, Tensor]]:
-        if hasattr(self.pi, "ob_rms") and self.network is not self.pi:
-            raise TypeError(f"the statistics of {type(self.pi).__name__} would be frozen")
-        network, weight_names = functional_network(self.network, self.parameters)
-
-        def losses_and_gradient(
-            theta: Tensor, clip_param: Tensor, rows: Tensor, *values: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            batch = select(dict(zip(names, values, strict=True)), rows)
-
-            def total_and_losses(theta: Tensor) -> tuple[Tensor, Tensor]:
-                weights = dict(zip(weight_names, self.layout.views(theta), strict=True))
-                return self._losses(lambda ob: network(weights, ob), batch, clip_param)
-
-            gradient, (total, losses) = torch.func.grad_and_value(total_and_losses, has_aux=True)(
-                theta
-            )
-            return losses, gradient + poison(total)
-
-        return losses_and_gradient
-
-    def _losses(
-        self, network: Callable[[Tensor], tuple[Tensor, Tensor]], batch: Batch, clip_param: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        pdparam, vpred = network(batch["ob"])
-        return ppo_losses(self.pi.pdtype, pdparam, vpred, batch, clip_param, self.entcoeff)
-
-
-def network_of(pi: Policy) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return what computes (N, P) and (N,): from preprocessed observations, if it is pi itself."""
-    return pi if isinstance(pi, TorchPolicy) and pi.has_own_network else pi.pdparam_and_vpred
-
-
-def select(columns: Batch, rows: Tensor) -> Batch:
-    """Return the given rows of all columns."""
-    return {name: column.index_select(0, rows) for name, column in columns.items()}
-
-
-def poison(total: Tensor) -> Tensor:
-    """Return 0 for a finite number and NaN for any other."""
-    return (total - total).detach()
 
 
 def learn(
@@ -516,7 +386,12 @@ def learn(
     policy_fn("oldpi", ob_space, ac_space)
     adam = MpiAdam(pi.get_trainable_variables(), epsilon=adam_epsilon, comm=comm)
     adam.sync()
-    lossandgrad = LossAndGrad(pi, entcoeff, adam.theta)
+    update = Update(
+        pi, adam,
+        lambda pdparam, vpred, batch, clip_param: ppo_losses(
+            pi.pdtype, pdparam, vpred, batch, clip_param, entcoeff
+        ),
+    )  # fmt: skip
     if hasattr(pi, "ob_rms"):
         pi.ob_rms.comm = comm
     saved = {} if state is None else state
@@ -571,40 +446,31 @@ def learn(
             iteration_start = time.monotonic()
             logger.detail(f"********** Iteration {iters_so_far} ************")
 
-            # Collect a segment
+            # Collect
             is_first = seg is None
             seg = next(seg_gen)
             add_vtarg_and_adv(seg, gamma, lam)
+
+            # Prepare
+            if hasattr(pi, "ob_rms"):
+                env_api.update_statistics(pi.ob_rms, seg["ob"], comm)
+            columns = prepare(pi, seg)
+            all_rows = torch.arange(len(seg["ob"]), device=adam.theta.device)
+            d = Dataset({"rows": all_rows}, deterministic=pi.recurrent)
             batchsize = optim_batchsize or len(seg["ob"])
             num_minibatches = len(seg["ob"]) // batchsize
-            if hasattr(pi, "ob_rms"):
-                update_statistics(pi.ob_rms, seg["ob"], comm)
-            columns = make_columns(pi, seg)
             if is_first:
                 if comm.Get_rank() == 0:
-                    tell_of_actions_outside(seg["ac"], ac_space)
+                    env_api.tell_of_actions_outside(seg["ac"], ac_space)
                     if hasattr(pi, "ob_rms"):
-                        warn_of_offsets(seg["ob"])
+                        env_api.warn_of_offsets(seg["ob"])
                 updates = check_same_updates(comm, optim_epochs * num_minibatches)
                 iterations = max_iters or max_timesteps / (len(seg["ob"]) * comm.Get_size())
-                is_long = (
-                    updates * iterations > UPDATES_WORTH_COMPILING
-                    or max_seconds > SECONDS_WORTH_COMPILING
-                )
-                was_compiled, is_compiled = is_compiled, None
-                if compile or (compile is None and is_long):
-                    rows = torch.arange(batchsize, device=adam.theta.device)
-                    is_compiled = compile_in_turn(
-                        comm, adam, lossandgrad, columns, rows, cur_clip, bool(compile)
-                    )
-                if was_compiled is not None and was_compiled != bool(is_compiled):
-                    was, now = ("was", "is not") if was_compiled else ("was not", "is")
-                    logger.warn(
-                        f"The saved run's update {was} compiled, this one's {now}: "
-                        "not exactly what the run would have been"
-                    )
-            rows = torch.arange(len(seg["ob"]), device=adam.theta.device)
-            d = Dataset({"rows": rows}, deterministic=pi.recurrent)
+                is_compiled = update.compile_as_asked(
+                    columns, all_rows[:batchsize], cur_clip,
+                    compile=compile, was_compiled=is_compiled,
+                    is_worth_it=is_worth_compiling(updates * iterations, max_seconds),
+                )  # fmt: skip
 
             # Optimize
             logger.detail("Optimizing...")
@@ -613,14 +479,13 @@ def learn(
                 losses: list[Tensor] = []  # of this rank alone
                 for batch in d.iterate_once(batchsize):
                     stepsize = optim_stepsize * cur_lrmult
-                    rows = batch["rows"]
-                    losses.append(lossandgrad.update(adam, stepsize, columns, rows, cur_clip))
+                    losses.append(update(stepsize, columns, batch["rows"], cur_clip))
                 logger.detail(fmt_row(13, torch.stack(losses).mean(dim=0).cpu().numpy()))
 
-            # All minibatches at once: the mean of equal parts' means is the mean over all rows
+            # Evaluate: all minibatches at once, since the mean of equal parts' means is the mean
             logger.detail("Evaluating losses...")
             (batch,) = d.iterate_once(num_minibatches * batchsize)
-            newlosses = lossandgrad.losses(columns, batch["rows"], cur_clip)
+            newlosses = update.losses(columns, batch["rows"], cur_clip)
             meanlosses, _, _ = mpi_moments(newlosses[None].cpu().numpy(), axis=0, comm=comm)
             logger.detail(fmt_row(13, meanlosses))
             for name, value in zip(LOSS_NAMES, meanlosses, strict=True):
@@ -629,7 +494,7 @@ def learn(
                 "ev_tdlam_before", explained_variance(seg["vpred"], seg["tdlamret"])
             )
 
-            # Pool the ranks' finished episodes
+            # Log, with the ranks' finished episodes pooled
             true_rets, true_lens = [], []
             if monitor is not None:
                 true_rets = monitor.get_episode_rewards()[episodes_monitored:]
@@ -675,252 +540,6 @@ def learn(
             if comm.Get_rank() == 0:
                 logger.dump_tabular()
     return pi
-
-
-def learner_state(local: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the state of training: what all ranks share, and what is this rank's own.
-
-    The two in one dict are what `learn` takes as `state` in order to go on as if it had never
-    stopped. The environment's own state is not among them, nor is what belongs to it, `carry`,
-    before the first segment.
-
-    Args:
-        local: `learn`'s locals, as a callback gets them.
-    """
-    pi, adam, seg = local["pi"], local["adam"], local["seg"]
-    counters = ("iters_so_far", "timesteps_so_far", "frames_so_far", "episodes_so_far")
-    buffers = ("lenbuffer", "rewbuffer", "truelenbuffer", "truerewbuffer")
-    shared = {
-        **{name: local[name] for name in counters},
-        **{name: list(local[name]) for name in buffers},
-        "time_elapsed": time.monotonic() - local["tstart"],
-        "theta": adam.getflat(), "adam_m": adam.m, "adam_v": adam.v, "adam_t": adam.t,
-        "shapes": [tuple(variable.shape) for variable in pi.get_trainable_variables()],
-        "compiled": local.get("is_compiled"),
-    }  # fmt: skip
-    if hasattr(pi, "ob_rms"):
-        shared["ob_rms"] = {name: getattr(pi.ob_rms, name) for name in RMS_SUMS}
-    own: dict[str, Any] = {"random": random_states(pi)}
-    begun = local["saved"] if seg is None else seg  # nothing was played yet since a resume
-    if "carry" in begun:
-        own["carry"] = begun["carry"]
-    return shared, own
-
-
-def restore_learner(pi: Policy, adam: MpiAdam, state: dict[str, Any]) -> None:
-    """Set policy, optimizer and all random states from `state`.
-
-    Raises:
-        ValueError: if the network is another one.
-    """
-    if state["theta"].shape != adam.m.shape:
-        raise ValueError(
-            f"the saved network has {len(state['theta'])} weights, this one {len(adam.m)}"
-        )
-    adam.setfromflat(state["theta"])
-    adam.m[:], adam.v[:], adam.t = state["adam_m"], state["adam_v"], state["adam_t"]
-    if hasattr(pi, "ob_rms"):
-        for name, value in state["ob_rms"].items():
-            getattr(pi.ob_rms, name)[...] = value
-        pi.ob_rms.refresh()
-    if "random" in state:
-        set_random_states(pi, state["random"])
-
-
-def random_states(pi: Policy) -> dict[str, Any]:
-    """Return the states of all generators that training draws from, on this rank.
-
-    Raises:
-        TypeError: for a policy's own that is no `numpy.random.Generator`.
-    """
-    states = {
-        "numpy": np.random.get_state(legacy=False),
-        "python": random.getstate(),
-        "torch": torch.get_rng_state(),
-    }
-    if hasattr(pi, "rng"):
-        if not isinstance(pi.rng, np.random.Generator):
-            raise TypeError(
-                f"a checkpoint cannot hold the policy's rng, a {type(pi.rng).__name__}: "
-                "need a numpy.random.Generator"
-            )
-        states["policy"] = pi.rng.bit_generator.state
-    return states
-
-
-def set_random_states(pi: Policy, states: dict[str, Any]) -> None:
-    """Set what `random_states` returned; tuples may have become lists, and tensors arrays."""
-    np.random.set_state(states["numpy"])
-    version, internal, gauss_next = states["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    torch.set_rng_state(torch.as_tensor(states["torch"]))
-    if hasattr(pi, "rng"):
-        pi.rng.bit_generator.state = states["policy"]
-
-
-def check_hyperparameters(values: dict[str, Any]) -> None:
-    """Check the HYPERPARAMETERS of `learn`, by name, against their ranges.
-
-    Raises:
-        ValueError: naming the first that is out of range, its value and its range.
-    """
-    for name, value in values.items():
-        if name in ("schedule", "clip_schedule") or (value is None and name in OPTIONAL):
-            continue
-        counts = ("timesteps_per_actorbatch", "optim_epochs", "optim_batchsize", "threads")
-        is_count = name in counts
-        if not isinstance(value, numbers.Integral if is_count else numbers.Real):
-            kind = "a whole number" if is_count else "a number"
-            raise ValueError(f"{name} must be {kind}, got {value!r}")
-    limits = {name: values[name] for name in LIMITS if values[name]}
-    if len(limits) != 1 or not next(iter(limits.values())) > 0:
-        raise ValueError(
-            f"give exactly one of {', '.join(LIMITS)}, above 0; got {limits or 'none'}"
-        )
-
-    def need(name: str, holds: bool, limit: str) -> None:
-        if not holds:  # a NaN fails every comparison, and so ends here too
-            raise ValueError(f"{name} must be {limit}, got {values[name]!r}")
-
-    for name in ("timesteps_per_actorbatch", "optim_epochs", "threads"):
-        if values[name] is not None:
-            need(name, values[name] >= 1, "a whole number above 0")
-    for name in ("clip_param", "optim_stepsize", "adam_epsilon"):
-        need(name, 0 < values[name] < math.inf, "a finite number above 0")
-    need("entcoeff", 0 <= values["entcoeff"] < math.inf, "a finite number of at least 0")
-    for name in ("gamma", "lam"):
-        need(name, 0 <= values[name] <= 1, "in [0, 1]")
-    for name in ("schedule", "clip_schedule"):
-        need(name, values[name] in SCHEDULES, " or ".join(map(repr, SCHEDULES)))
-        annealable = values[name] == "constant" or "max_timesteps" in limits
-        need(name, annealable, "'constant' where max_timesteps is not given")
-    horizon = values["timesteps_per_actorbatch"]
-    need(
-        "optim_batchsize",
-        0 <= (values["optim_batchsize"] or 0) <= horizon,
-        f"from 1 to timesteps_per_actorbatch ({horizon}), or 0 for all of it",
-    )
-
-
-def tell_of_actions_outside(acs: NDArray[Any], ac_space: gym.Space) -> None:
-    """Log which share of the actions (T, *ac_shape) lies outside a Box, if any does."""
-    share = env_api.share_outside(acs, ac_space)
-    if share:
-        logger.log(
-            f"{100 * share:.2g} % of the first actions lie outside the action space: the "
-            "environment gets them as they are, as in baselines; --clip-actions clips them"
-        )
-
-
-def check_same_updates(comm: MPI.Comm, updates: int) -> int:
-    """Return `updates`, those that a rank makes in an iteration, if all ranks make as many.
-
-    Collective: every rank must call it.
-
-    Raises:
-        ValueError: on all ranks, if the numbers differ or are 0.
-    """
-    by_rank = comm.allgather(updates)
-    if len(set(by_rank)) > 1 or updates == 0:
-        raise ValueError(
-            "all ranks need the same number of minibatches, at least one; "
-            f"got {by_rank} updates an iteration on ranks 0 to {len(by_rank) - 1}"
-        )
-    return updates
-
-
-def warn_of_offsets(obs: NDArray[Any]) -> None:
-    """Warn if normalization all but removes components of observations, (N, *ob_shape)."""
-    if indices := ill_scaled(obs):
-        named = ", ".join(str(i[0] if len(i) == 1 else i) for i in indices[:10])
-        more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
-        logger.warn(
-            f"The mean of observation component {named}{more} is over 1000 times its spread, so "
-            "its changes hardly reach the policy: subtract a constant, for instance with "
-            "gymnasium.wrappers.TransformObservation"
-        )
-
-
-def compile_in_turn(
-    comm: MPI.Comm,
-    adam: MpiAdam,
-    lossandgrad: LossAndGrad,
-    columns: Batch,
-    rows: Tensor,
-    clip_param: Tensor,
-    was_asked: bool,
-) -> bool:
-    """Compile on the first rank of each machine, then, from its cache, on the others.
-
-    Where one rank cannot, a line in the log says which and why, and all stay eager: the others
-    would wait for it, and their gradients would be rounded otherwise than its own.
-
-    Returns:
-        whether the update is compiled, on all ranks.
-
-    Collective: every rank must call it.
-    """
-    machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    start, problem, before = time.time(), None, count_compiled()
-    is_one = comm.Get_size() == 1 and adam.theta.device.type == "cpu"
-    for first in (True, False):
-        if first == (machine.Get_rank() == 0):
-            try:
-                if comm.Get_rank() == 0:
-                    logger.log("Compiling the update ...")
-                with patience(COMPILE_SECONDS):
-                    if is_one:
-                        lossandgrad.compile_update(adam, columns, rows, clip_param)
-                    else:
-                        lossandgrad.compile(columns, rows, clip_param)
-                        adam.compile()
-            except Exception as error:
-                problem = (str(error) or repr(error)).strip().splitlines()[0]
-        wait_for_all(machine)
-    machine.Free()
-    wait_for_all(comm)  # other machines may still compile
-    problems = comm.allgather(problem)
-    failed = [rank for rank, problem in enumerate(problems) if problem is not None]
-    anew, cached = (now - then for now, then in zip(count_compiled(), before, strict=True))
-    if failed:
-        lossandgrad.compiled = lossandgrad.compiled_update = None
-        where = "" if len(failed) == len(problems) else f"rank {', '.join(map(str, failed))}: "
-        text = f"Not compiling the update, which is slower: {where}{problems[failed[0]]}"
-        logger.warn(f"WARNING: cannot compile as asked. {text}" if was_asked else text)
-        return False
-    parts = "gradient and step in one" if is_one else "gradient and step apart"
-    origin = ", anew" if anew else ", from the cache" if cached else ""
-    logger.log(f"Compiled the update in {time.time() - start:.1f} s ({parts}{origin})")
-    return True
-
-
-@torch.no_grad()
-def make_columns(pi: Policy, seg: Segment) -> Batch:
-    """Return what the losses need of a segment, as tensors of T rows.
-
-    This is the place where the old policy is evaluated: call it after `ob_rms.update` and before
-    the first update. The names are those of `ppo_losses`, and `ob`, preprocessed.
-    """
-    adv = seg["adv"]
-    # Standardized over the rank's own segment. Not `std == 0`, which rounding breaks.
-    equal = adv.max() == adv.min()
-    # Where these overflow, the value loss is not finite either
-    with np.errstate(over="ignore", invalid="ignore"):
-        atarg = np.zeros_like(adv) if equal else (adv - adv.mean()) / adv.std()
-    columns = {
-        "ob": torch.from_numpy(seg["ob"]),
-        "ac": torch.from_numpy(seg["ac"]),
-        "atarg": torch.from_numpy(atarg),
-        "vtarg": torch.from_numpy(seg["tdlamret"]),
-    }
-    device = pi.get_trainable_variables()[0].device
-    columns = {name: column.to(device) for name, column in columns.items()}
-    network = network_of(pi)
-    if isinstance(network, TorchPolicy):
-        columns["ob"] = network.preprocess(columns["ob"])
-    oldpdparam, _ = network(columns["ob"])
-    oldlogp = pi.pdtype.pdfromflat(oldpdparam).logp(columns["ac"])
-    return {**columns, "oldpdparam": oldpdparam, "oldlogp": oldlogp}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ Gradients of compiled code equal eager ones to 1e-6. Adam's step has the same bi
 Dimension letters: T rows of all columns, N rows of a minibatch, P weights, K parts of the loss.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,9 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import logger
+from common.mpi import MPI
 from common.mpi_adam import MpiAdam
-from common.torch_util import FlatLayout, compile_function, functional_network
+from common.mpi_util import wait_for_all
+from common.torch_util import FlatLayout, compile_function, count_compiled, functional_network
+from common.watchdog import patience
 from ppo1.policy import Policy, network_of
+
+# Compiling takes some 10 seconds and saves 0.6 ms per update or more. It is decided by numbers that
+# a second run has too, never by the clock, because compiled gradients differ in the last bits.
+UPDATES_WORTH_COMPILING = 25_000
+SECONDS_WORTH_COMPILING = 60.0
+COMPILE_SECONDS = 1800.0  # after which a rank that compiles is stuck
 
 Batch = Mapping[str, Tensor]
 # From distribution parameters (N, P'), values (N,), a minibatch and the clip range (): the loss ()
@@ -48,9 +59,7 @@ class Update:
         self._compiled: Callable[..., Any] | None = None
         self._compiled_for = (0, 0)
 
-    def __call__(
-        self, stepsize: float, columns: Batch, rows: Tensor, clip_param: Tensor
-    ) -> Tensor:
+    def __call__(self, stepsize: float, columns: Batch, rows: Tensor, clip_param: Tensor) -> Tensor:
         """Take one step on a minibatch and return its losses (K,) before the step.
 
         Args:
@@ -94,21 +103,101 @@ class Update:
         """Return the losses (K,) of the given rows."""
         return self._losses(self.network, select(columns, rows), clip_param)[1]
 
-    def compile(self, columns: Batch, rows: Tensor, clip_param: Tensor) -> None:
+    def compile(
+        self, columns: Batch, rows: Tensor, clip_param: Tensor, *, fused: bool | None = None
+    ) -> None:
         """Compile for columns and minibatches of these shapes and dtypes; others stay eager.
+
+        Args:
+            columns, rows, clip_param: as for a call.
+            fused: gradient and step as one function; None means wherever that is possible.
 
         Raises:
             Exception: whatever keeps the policy from being compiled. The eager path then stays.
         """
         example = (clip_param, rows, *columns.values())
         function = self._function_of_theta(list(columns))
-        if self.adam.comm.Get_size() == 1 and self.adam.theta.device.type == "cpu":
-            self._compiled, path = self._compile_fused(function, *example), "fused"
+        if fused is None:
+            fused = self.adam.comm.Get_size() == 1 and self.adam.theta.device.type == "cpu"
+        if fused:
+            self._compiled = self._compile_fused(function, *example)
         else:
             self._compiled = compile_function(function, self.adam.theta, *example)
-            self._compile_adam()
-            path = "compiled"
-        self.path, self._compiled_for = path, (len(columns["ac"]), len(rows))
+            compile_adam(self.adam)
+        self.path = "fused" if fused else "compiled"
+        self._compiled_for = len(columns["ac"]), len(rows)
+
+    def compile_as_asked(
+        self,
+        columns: Batch,
+        rows: Tensor,
+        clip_param: Tensor,
+        *,
+        compile: bool | None,
+        is_worth_it: bool,
+        was_compiled: bool | None,
+    ) -> bool | None:
+        """Compile on all ranks, or do not, and say what happened; return whether it is compiled.
+
+        Args:
+            columns, rows, clip_param: as for `compile`.
+            compile: True and False decide; None goes by `is_worth_it`.
+            is_worth_it: whether a run is long enough.
+            was_compiled: of the run that is resumed, if that is known.
+
+        Returns:
+            None if it was not tried.
+
+        Collective: every rank must call it.
+        """
+        is_compiled = None
+        if compile or (compile is None and is_worth_it):
+            is_compiled = self._compile_in_turn(columns, rows, clip_param, was_asked=bool(compile))
+        if was_compiled is not None and was_compiled != bool(is_compiled):
+            was, now = ("was", "is not") if was_compiled else ("was not", "is")
+            logger.warn(
+                f"The saved run's update {was} compiled, this one's {now}: "
+                "not exactly what the run would have been"
+            )
+        return is_compiled
+
+    def _compile_in_turn(
+        self, columns: Batch, rows: Tensor, clip_param: Tensor, *, was_asked: bool
+    ) -> bool:
+        """Compile on the first rank of each machine, then, from its cache, on the others.
+
+        Where one rank cannot, a line in the log says which and why, and all stay eager: the others
+        would wait for it, and their gradients would be rounded differently.
+        """
+        comm = self.adam.comm
+        machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        start, problem, before = time.monotonic(), None, count_compiled()
+        for first in (True, False):
+            if first == (machine.Get_rank() == 0):
+                try:
+                    if comm.Get_rank() == 0:
+                        logger.log("Compiling the update ...")
+                    with patience(COMPILE_SECONDS):
+                        self.compile(columns, rows, clip_param)
+                except Exception as error:
+                    problem = (str(error) or repr(error)).strip().splitlines()[0]
+            wait_for_all(machine)
+        machine.Free()
+        wait_for_all(comm)  # other machines may still compile
+        problems = comm.allgather(problem)
+        failed = [rank for rank, problem in enumerate(problems) if problem is not None]
+        if failed:
+            self.path = "eager"
+            self.adam.step = self.adam.step_in_numpy
+            where = "" if len(failed) == len(problems) else f"rank {', '.join(map(str, failed))}: "
+            text = f"Not compiling the update, which is slower: {where}{problems[failed[0]]}"
+            logger.warn(f"WARNING: cannot compile as asked. {text}" if was_asked else text)
+            return False
+        anew, cached = (now - then for now, then in zip(count_compiled(), before, strict=True))
+        parts = "gradient and step in one" if self.path == "fused" else "gradient and step apart"
+        origin = ", anew" if anew else ", from the cache" if cached else ""
+        logger.log(f"Compiled the update in {time.monotonic() - start:.1f} s ({parts}{origin})")
+        return True
 
     def _compile_fused(
         self, function: Callable[..., tuple[Tensor, Tensor]], *example: Tensor
@@ -123,7 +212,7 @@ class Update:
                 old.copy_(torch.where(is_finite, new, old))
             return losses, is_finite
 
-        compiled = self._compile_with_adam(step, *example)
+        compiled = compile_with_adam(self.adam, step, *example)
 
         def update(stepsize: float, *arguments: Tensor) -> Tensor:
             losses, is_finite = compiled(stepsize, *arguments)
@@ -133,41 +222,6 @@ class Update:
             return losses
 
         return update
-
-    def _compile_adam(self) -> None:
-        """Have Adam take compiled steps: one pass over memory rather than a dozen."""
-
-        def step(
-            theta: Tensor, m: Tensor, v: Tensor, coefficients: Tensor, gradient: Tensor
-        ) -> tuple[Tensor]:
-            moved = adam_step(self.adam, theta, m, v, coefficients, gradient)
-            for old, new in zip((theta, m, v), moved, strict=True):
-                old.copy_(new)
-            return (coefficients,)  # something must be returned
-
-        compiled = self._compile_with_adam(step, torch.zeros_like(self.adam.theta, device="cpu"))
-        self.adam.step = lambda stepsize, gradient: compiled(stepsize, torch.from_numpy(gradient))
-
-    def _compile_with_adam(
-        self, step: Callable[..., tuple[Any, ...]], *example: Tensor
-    ) -> Callable[..., tuple[Any, ...]]:
-        """Compile `step(theta, m, v, coefficients, *example)` on Adam's own vectors.
-
-        Returns:
-            a function of the step size and of what stands for `example`.
-        """
-        adam = self.adam
-        state = [torch.from_numpy(vector) for vector in (adam.host_theta, adam.m, adam.v)]
-        numbers = np.zeros(2, dtype=np.float32)
-        coefficients = torch.from_numpy(numbers)
-        copies = [tensor.clone() for tensor in state]
-        compiled = compile_function(step, *copies, coefficients, *example)
-
-        def call(stepsize: float, *arguments: Tensor) -> tuple[Any, ...]:
-            numbers[:] = adam.coefficients(stepsize)
-            return compiled(*state, coefficients, *arguments)
-
-        return call
 
     def _function_of_theta(self, names: list[str]) -> Callable[..., tuple[Tensor, Tensor]]:
         """Return losses and gradient as a function of (theta, clip_param, rows, *columns)."""
@@ -198,6 +252,51 @@ class Update:
 
     def _is_compiled_for(self, columns: Batch, rows: Tensor) -> bool:
         return self._compiled_for == (len(columns["ac"]), len(rows))
+
+
+def is_worth_compiling(updates: float, max_seconds: float) -> bool:
+    """Return whether a run of so many updates on a rank, or seconds, is long enough."""
+    return updates > UPDATES_WORTH_COMPILING or max_seconds > SECONDS_WORTH_COMPILING
+
+
+def compile_adam(adam: MpiAdam) -> None:
+    """Have `adam` take compiled steps: one pass over memory rather than a dozen, the same bits.
+
+    Raises:
+        Exception: whatever keeps it from being compiled; the step in NumPy then stays.
+    """
+
+    def step(
+        theta: Tensor, m: Tensor, v: Tensor, coefficients: Tensor, gradient: Tensor
+    ) -> tuple[Tensor]:
+        moved = adam_step(adam, theta, m, v, coefficients, gradient)
+        for old, new in zip((theta, m, v), moved, strict=True):
+            old.copy_(new)
+        return (coefficients,)  # something must be returned
+
+    compiled = compile_with_adam(adam, step, torch.zeros_like(adam.theta, device="cpu"))
+    adam.step = lambda stepsize, gradient: compiled(stepsize, torch.from_numpy(gradient))
+
+
+def compile_with_adam(
+    adam: MpiAdam, step: Callable[..., tuple[Any, ...]], *example: Tensor
+) -> Callable[..., tuple[Any, ...]]:
+    """Compile `step(theta, m, v, coefficients, *example)` on Adam's own vectors.
+
+    Returns:
+        a function of the step size and of what stands for `example`.
+    """
+    state = [torch.from_numpy(vector) for vector in (adam.host_theta, adam.m, adam.v)]
+    numbers = np.zeros(2, dtype=np.float32)
+    coefficients = torch.from_numpy(numbers)
+    copies = [tensor.clone() for tensor in state]
+    compiled = compile_function(step, *copies, coefficients, *example)
+
+    def call(stepsize: float, *arguments: Tensor) -> tuple[Any, ...]:
+        numbers[:] = adam.coefficients(stepsize)
+        return compiled(*state, coefficients, *arguments)
+
+    return call
 
 
 def adam_step(

@@ -79,20 +79,6 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     np.testing.assert_array_equal(chunked.v, v)
 
 
-@pytest.mark.slow
-def test_the_compiled_step_has_the_same_bits():
-    plain, compiled = make_adam(1003), make_adam(1003)
-    compiled.compile()
-    assert compiled.getflat().tolist() == [1.0] * 1003  # compiling moved nothing
-    assert not compiled.m.any()
-    for t, g in enumerate(np.random.RandomState(0).randn(30, 1003).astype(np.float32)):
-        plain.update(g.copy(), 1e-2 / (t + 1))
-        compiled.update(g.copy(), 1e-2 / (t + 1))
-    for name in ("m", "v"):
-        np.testing.assert_array_equal(getattr(compiled, name), getattr(plain, name))
-    np.testing.assert_array_equal(compiled.getflat(), plain.getflat())
-
-
 def test_a_numpy_stepsize_keeps_the_vectors_float32():
     adam = make_adam()
     adam.update(np.ones(7, np.float32), np.float64(1e-3))

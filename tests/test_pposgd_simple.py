@@ -11,21 +11,20 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from common import env_api, logger, mpi_adam
+from common import env_api, logger
 from common.checkpoint import Checkpointer, from_plain, to_plain
 from common.distributions import CategoricalPdType, DiagGaussianPdType
 from common.monitor import Monitor
-from common.mpi_adam import MpiAdam
 from common.mpi_running_mean_std import RunningMeanStd
 from common.mpi_util import CollectiveError
 from common.torch_util import FlatLayout
-from ppo1 import pposgd_simple
+from ppo1 import pposgd_simple, update
 from ppo1.cnn_policy import CnnPolicy
+from ppo1.learner_state import learner_state
 from ppo1.mlp_policy import MlpPolicy
 from ppo1.pposgd_simple import (
     add_vtarg_and_adv,
     learn,
-    learner_state,
     ppo_losses,
     traj_segment_generator,
 )
@@ -460,7 +459,7 @@ def test_what_no_save_could_hold_ends_training_before_it_begins(tmp_path):
         return pi
 
     checkpointer = Checkpointer(
-        tmp_path, interval=50, keep=1, collect=pposgd_simple.learner_state, header={},
+        tmp_path, interval=50, keep=1, collect=learner_state, header={},
         comm=MPI.COMM_SELF,
     )  # fmt: skip
     try:
@@ -798,9 +797,9 @@ def test_equal_advantages_become_zeros():
         "ob": np.zeros((30, 4), np.float32), "ac": np.zeros(30, np.int64), "adv": adv,
         "tdlamret": adv,
     }  # fmt: skip
-    assert not pposgd_simple.make_columns(pi, seg)["atarg"].any()
+    assert not pposgd_simple.prepare(pi, seg)["atarg"].any()
     adv[0] = 0.2
-    atarg = pposgd_simple.make_columns(pi, seg)["atarg"]
+    atarg = pposgd_simple.prepare(pi, seg)["atarg"]
     np.testing.assert_allclose([atarg.mean(), atarg.std(correction=0)], [0, 1], atol=1e-5)
 
 
@@ -929,106 +928,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_parameters_move():
 # ---- Compiling ----------------------------------------------------------------------------------
 
 
-def lossandgrad_and_columns(ac_space, rows=64):
-    """Return the pieces of an update in the middle of an optimization."""
-    env = Countdown(7, 5, 9, action_space=ac_space)
-    pi = mlp("pi", env.observation_space, ac_space)
-    adam = MpiAdam(pi.get_trainable_variables(), comm=MPI.COMM_SELF)
-    seg = next(traj_segment_generator(pi, env, rows, stochastic=True))
-    add_vtarg_and_adv(seg, 0.99, 0.95)
-    columns = pposgd_simple.make_columns(pi, seg)
-    adam.setfromflat(adam.getflat() + 0.1 * np.random.randn(len(adam.m)).astype(np.float32))
-    return pposgd_simple.LossAndGrad(pi, 0.01, adam.theta), columns
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_a_gpu_gives_the_cpus_numbers():
-    """To 1e-4: another order of summation in the convolutions."""
-    ob_space, ac_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8), gym.spaces.Discrete(6)
-    random = np.random.default_rng(0)
-    seg = {
-        "ob": random.integers(0, 256, (64, 84, 84, 4), np.uint8),
-        "ac": random.integers(0, 6, 64),
-        "adv": random.normal(size=64).astype(np.float32),
-        "tdlamret": random.normal(size=64).astype(np.float32),
-    }
-
-    def state(device):
-        np.random.seed(0)
-        torch.manual_seed(0)
-        pi = CnnPolicy("pi", ob_space, ac_space).to(device)
-        adam = MpiAdam(pi.get_trainable_variables(), comm=MPI.COMM_SELF)
-        lossandgrad = pposgd_simple.LossAndGrad(pi, 0.01, adam.theta)
-        columns = pposgd_simple.make_columns(pi, seg)
-        losses = [
-            lossandgrad.update(adam, 1e-3, columns, rows.to(device), CLIP.to(device)).cpu()
-            for rows in torch.arange(64).split(32)
-        ]
-        return torch.stack(losses), adam.getflat(), pi.act(False, seg["ob"][0])[1]
-
-    for got, want in zip(state("cuda"), state("cpu"), strict=True):
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "ac_space",
-    [
-        gym.spaces.Box(-1, 1, (3,), np.float32),
-        pytest.param(gym.spaces.Discrete(4), marks=pytest.mark.slow),
-        pytest.param(gym.spaces.MultiDiscrete([2, 3]), marks=pytest.mark.slow),
-        pytest.param(gym.spaces.MultiBinary(3), marks=pytest.mark.slow),
-    ],
-)
-def test_compiled_equals_eager_for_other_rows_clip_ranges_and_weights(ac_space):
-    lossandgrad, columns = lossandgrad_and_columns(ac_space)
-    rows, later_rows = torch.arange(16), torch.randperm(64)[:16]
-    later_clip = torch.tensor(0.01, dtype=torch.float64)
-
-    def results():
-        cases = [(rows, CLIP), (later_rows, CLIP), (later_rows, later_clip)]
-        return [[x.clone() for x in lossandgrad(columns, *case)] for case in cases]
-
-    lossandgrad.theta += 0.01
-    eager = results()
-    lossandgrad.theta -= 0.01
-    lossandgrad.compile(columns, rows, CLIP)
-    lossandgrad.theta += 0.01
-    for got, want in zip(results(), eager, strict=True):
-        assert_close(got[0], want[0])
-        assert_close(got[1], want[1])
-    assert not torch.equal(eager[1][1], eager[2][1])  # the clip range mattered
-    columns["vtarg"][0] = math.inf
-    _, gradient = lossandgrad(columns, rows, CLIP)
-    assert gradient.isnan().all()
-
-
-def test_the_compiled_update_is_gradient_and_step_and_moves_nothing_that_is_not_finite():
-    rows, stepsizes = torch.arange(16), [3e-2, 1e-2, 3e-3]
-
-    def state(compiled):
-        np.random.seed(0)
-        torch.manual_seed(0)
-        lossandgrad, columns = lossandgrad_and_columns(gym.spaces.Box(-1, 1, (3,), np.float32))
-        adam = MpiAdam(lossandgrad.parameters, comm=MPI.COMM_SELF)
-        lossandgrad.theta = adam.theta
-        if compiled:
-            lossandgrad.compile_update(adam, columns, rows, CLIP)
-        losses = [
-            lossandgrad.update(adam, stepsize, columns, rows + 16, CLIP) for stepsize in stepsizes
-        ]
-        before = adam.getflat(), adam.m.copy(), adam.v.copy(), np.array(adam.t)
-        columns["vtarg"][20] = math.inf
-        with pytest.raises(CollectiveError, match="gradient is not finite at update 4"):
-            lossandgrad.update(adam, 1e-3, columns, rows + 16, CLIP)
-        after = adam.getflat(), adam.m, adam.v, np.array(adam.t)
-        for got, want in zip(after, before, strict=True):
-            np.testing.assert_array_equal(got, want)
-        return torch.stack(losses), *after
-
-    for got, want in zip(state(compiled=True), state(compiled=False), strict=True):
-        assert_close(got, want)
-
-
 def logged_lines(capsys):
     return capsys.readouterr().out.splitlines()
 
@@ -1040,7 +939,7 @@ def test_what_cannot_be_compiled_trains_eagerly_after_one_line(broken, monkeypat
         def no_compiler(*_):
             raise RuntimeError("No working C++ compiler found\nand a long trace")
 
-        monkeypatch.setattr(mpi_adam, "compile_function", no_compiler)
+        monkeypatch.setattr(update, "compile_function", no_compiler)
     policy_fn = mlp if broken == "compiler" else Plain
     pi, rows = run(policy_fn=policy_fn, max_iters=2, compile=True)
     begun, *lines = [line for line in logged_lines(capsys) if "ompil" in line]
@@ -1054,35 +953,11 @@ def test_what_cannot_be_compiled_trains_eagerly_after_one_line(broken, monkeypat
     assert len(rows) == 2
 
 
-@pytest.mark.parametrize("others", ["No compiler here", None])
-def test_where_one_rank_cannot_compile_none_does_and_a_line_says_which(others, capsys):
-    """Rank 0 of three, whose own compilation fails as the last one's, or alone."""
-    comm = SimpleNamespace(
-        Get_rank=lambda: 0, Get_size=lambda: 3, Split_type=lambda _: MPI.COMM_SELF.Dup(),
-        allgather=lambda problem: [problem, None, others],
-        Ibarrier=lambda: SimpleNamespace(Test=lambda: True),
-    )  # fmt: skip
-    adam = SimpleNamespace(theta=torch.zeros(1), compile=lambda: None)
-    lossandgrad = SimpleNamespace(compiled_update=None)
-
-    def compile(*_):
-        lossandgrad.compiled = "a function"
-        if others is None:
-            raise RuntimeError("No space left\nand more")
-
-    lossandgrad.compile = compile
-    assert not pposgd_simple.compile_in_turn(comm, adam, lossandgrad, {}, None, None, False)
-    assert lossandgrad.compiled is None
-    where = "rank 2: No compiler here" if others else "rank 0: No space left"
-    want = f"Not compiling the update, which is slower: {where}"
-    assert logged_lines(capsys) == ["Compiling the update ...", want]
-
-
 @pytest.mark.parametrize("was, now", [(True, False), (False, True), (None, True), (True, True)])
 def test_a_resume_says_whether_its_update_is_compiled_as_the_saved_one(
     was, now, monkeypatch, capsys
 ):
-    monkeypatch.setattr(pposgd_simple, "compile_in_turn", lambda *_: now)
+    monkeypatch.setattr(update.Update, "_compile_in_turn", lambda *_, was_asked: now)
     states = []
 
     def note(local, _):
@@ -1158,15 +1033,6 @@ def test_an_overridden_network_is_the_one_that_is_trained():
     assert Shifted.calls == 33 + 1 + 8 + 1
 
 
-def test_compiled_for_one_length_others_stay_eager():
-    lossandgrad, columns = lossandgrad_and_columns(gym.spaces.Discrete(3))
-    lossandgrad.compiled = lambda *_: 1 / 0
-    lossandgrad.compiled_for = (64, 16)
-    lossandgrad(columns, torch.arange(15), CLIP)
-    with pytest.raises(ZeroDivisionError):
-        lossandgrad(columns, torch.arange(16), CLIP)
-
-
 def test_statistics_use_the_communicator_given():
     pi, _ = run(max_iters=1, comm=MPI.COMM_SELF)
     assert pi.ob_rms.comm is MPI.COMM_SELF
@@ -1213,7 +1079,9 @@ def test_a_monitors_earlier_episodes_do_not_count():
 )
 def test_long_runs_compile_and_short_ones_do_not(options, expected, monkeypatch):
     compiled = []
-    monkeypatch.setattr(pposgd_simple, "compile_in_turn", lambda *_: compiled.append(True))
+    monkeypatch.setattr(
+        update.Update, "_compile_in_turn", lambda *_, was_asked: compiled.append(True)
+    )
 
     def end(local, _):
         if local["iters_so_far"] == 1:

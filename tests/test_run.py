@@ -51,11 +51,9 @@ def run(*argv):
     run_module.run(
         make_parser(), PRESETS, argv, title="toy", resolve_id=cmd_util.resolve_env_id,
         make_env=make_env, make_policy=make_policy,
-        algorithm=SimpleNamespace(
-            HYPERPARAMETERS=("gamma", "lam", "optim_epochs"),
-            learn=learn, check_hyperparameters=check_hyperparameters,
-            learner_state=lambda local: ({}, {}),
-        ),
+        hyperparameters=("gamma", "lam", "optim_epochs"),
+        learn=learn, check_hyperparameters=check_hyperparameters,
+        learner_state=lambda local: ({}, {}),
     )  # fmt: skip
 
 

@@ -21,8 +21,8 @@ from common.policy_file import (
     write_policy,
 )
 from ppo1.cnn_policy import CnnPolicy
+from ppo1.learner_state import learner_state
 from ppo1.mlp_policy import MlpPolicy
-from ppo1.pposgd_simple import learner_state
 from tests.ranks import ROOT
 
 SPACES = [

@@ -23,6 +23,7 @@ from common.plot_util import load_run, read_config
 from ppo1 import cnn_policy, pposgd_simple
 from ppo1.mlp_policy import MlpPolicy
 from ppo1.policy import TorchPolicy
+from ppo1.update import compile_adam
 from tests.ranks import ROOT, on_ranks
 from tests.test_pposgd_simple import SPACES, replay
 
@@ -39,7 +40,7 @@ def test_torch_adam_takes_the_steps_of_torchs() -> None:
     adam = variants.TorchAdam([ours], epsilon=1e-2)  # large, for its place to matter
     ppo1s_adam = MpiAdam([ppo1s], epsilon=1e-2)
     reference = torch.optim.Adam([theirs], lr=3e-2, eps=1e-2)
-    adam.compile()
+    compile_adam(adam)
     rng = np.random.default_rng(0)
     for _ in range(20):
         gradient = rng.normal(size=7).astype(np.float32)
