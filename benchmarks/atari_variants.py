@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from variants import Variants, run_variant, variant_parser
+from variants import Network, Variants, run_variant, variant_parser
 
 import run_atari
 from common.atari_wrappers import wrap_deepmind
@@ -37,7 +37,7 @@ from common.cmd_util import ArgumentParser
 from common.distributions import PdType
 from common.torch_util import normc
 from ppo1 import cnn_policy, pposgd_simple
-from ppo1.policy import Policy, network_of
+from ppo1.policy import Policy
 from ppo1.pposgd_simple import Segment, ppo_losses, prepare
 from ppo1.update import Batch
 from run_atari import PRESETS  # noqa: F401  # which common.sweep looks for here
@@ -62,14 +62,14 @@ def orthogonal_dense(shape: tuple[int, int], std: float) -> Tensor:
     return torch.nn.init.orthogonal_(torch.empty(shape), math.sqrt(2))
 
 
-def columns_with_vpred(pi: Policy, seg: Segment) -> Batch:
+def columns_with_vpred(pi: Policy, seg: Segment, network: Network) -> Batch:
     """Return `prepare`'s columns and `oldvpred`, (T,), the values before the optimization.
 
     The network is run on the segment a second time, which is little beside its many updates.
     """
-    columns = prepare(pi, seg)
+    columns = prepare(pi, seg, network)
     with torch.no_grad():
-        _, vpred = network_of(pi)(columns["ob"])
+        _, vpred = network(columns["ob"])
     return {**columns, "oldvpred": vpred}
 
 

@@ -36,6 +36,8 @@ from ppo1.update import Batch
 from run_mujoco import PRESETS  # noqa: F401  # which common.sweep looks for here
 from run_mujoco import arg_parser as mujoco_arg_parser
 
+Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
 
 class TorchAdam(MpiAdam):
     """Adam as `torch.optim.Adam` computes it.
@@ -73,9 +75,9 @@ def segments_with_logp(
         yield seg
 
 
-def columns_with_stored_logp(pi: Policy, seg: Segment) -> Batch:
+def columns_with_stored_logp(pi: Policy, seg: Segment, network: Network) -> Batch:
     """Return the columns that the losses need, `oldlogp` being the segment's `logp`."""
-    return {**prepare(pi, seg), "oldlogp": seg["logp"]}
+    return {**prepare(pi, seg, network), "oldlogp": seg["logp"]}
 
 
 # Of each variant, by module and name: what takes its place in the module that looks it up.

@@ -406,6 +406,8 @@ def _read_run(path: Path) -> dict[str, Any]:
         sizes.append(sum(map(math.prod, shared["shapes"])))
         if len(set(sizes)) > 1:
             raise Refused(f"theta, adam_m, adam_v and shapes are of {sizes} weights")
+        if not content["ranks"]:
+            raise Refused("ranks is empty")
         for own in content["ranks"]:
             own.setdefault("env", None)
             _check_random(own["random"])

@@ -454,7 +454,8 @@ def _parse_args(
     first.add_argument("--log-path", type=folder_path, default=parser.get_default("log_path"))
     first.add_argument("--env", "--env-id")
     known = first.parse_known_args(argv)[0]
-    if lock is not None and known.resume is not None:
+    asks_for_help = bool({"-h", "--help"} & set(sys.argv[1:] if argv is None else argv))
+    if lock is not None and known.resume is not None and not asks_for_help:
         _lock_run(parser, known.resume or known.log_path, lock)
     resumes = known.resume or (known.resume == "" and has_checkpoints(known.log_path))
     # A run that goes on has what it began with; the file may be gone
@@ -464,7 +465,7 @@ def _parse_args(
     parser.description = f"In parentheses: what holds if not given, here with --preset {preset}."
     num_timesteps = int(parser.get_default("num_timesteps"))
     parser.set_defaults(num_timesteps=num_timesteps)
-    if not {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
+    if not asks_for_help:
         parser.set_defaults(num_timesteps=None)  # to tell whether it is given
     args = parser.parse_args(argv)
     args.checkpoint, args.loaded = None, loaded
@@ -571,17 +572,10 @@ def _take_saved_arguments(
         logger.log(f"No checkpoint in {path} yet: starting from the beginning")
         return
     try:
-        folder, content = read_run(path)
+        folder, content = read_saved_run(parser, path)
     except CheckpointError as error:
         parser.error(str(error))
     saved = content["arguments"]
-    try:
-        if "env" not in saved:
-            raise ValueError("env is missing in arguments")
-        check_values(parser, saved)
-        check_sizes(saved, content.get("policy"), len(content["shared"]["theta"]))
-    except ValueError as error:
-        parser.error(f"{path} holds no run: {error}")
     unset = {action.dest: None for action in parser._actions}
     given = argparse.Namespace(**dict.fromkeys(unset, argparse.SUPPRESS))
     parser.parse_args(argv, given)
@@ -607,7 +601,31 @@ def _take_saved_arguments(
         if value is not argparse.SUPPRESS and name in FREE_ARGUMENTS
     }
     vars(args).update(kept | free | changed, log_path=str(folder))
+    if not any(getattr(args, name) for name in LIMITS):
+        parser.error("a run that is resumed needs a limit above 0; --load-path shows its policy")
     args.checkpoint, args.loaded = {**content, "changed": changed}, None
+
+
+def read_saved_run(parser: ArgumentParser, path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return a run's folder, and the content of its newest good checkpoint.
+
+    Args:
+        parser: of the run's script, whose flags the saved arguments must fit.
+        path: as for `read_run`.
+
+    Raises:
+        CheckpointError: if there is none, or its arguments are not the script's.
+    """
+    folder, content = read_run(path)
+    saved = content["arguments"]
+    try:
+        if "env" not in saved:
+            raise ValueError("env is missing in arguments")
+        check_values(parser, saved)
+        check_sizes(saved, content.get("policy"), len(content["shared"]["theta"]))
+    except ValueError as error:
+        raise CheckpointError(f"{path} holds no run: {error}") from error
+    return folder, content
 
 
 def check_values(parser: ArgumentParser, saved: Mapping[str, Any]) -> None:

@@ -48,7 +48,7 @@ def check_env(env: Any) -> None:
                 f"{type(layer).__name__} is a vector environment of {count}: learn takes a single "
                 "environment on each rank, and mpirun -np N gives N of them"
             )
-        layer = getattr(layer, "env", None)
+        layer = layer.env if isinstance(layer, gym.Wrapper) else None
     for name in ("observation_space", "action_space"):
         space = getattr(env, name)
         if any(base.__module__.split(".")[0] == "gym" for base in type(space).__mro__):
@@ -193,6 +193,8 @@ def hold(
         ValueError: for another shape, and for a number that `dtype` cannot hold.
         TypeError: for what is no array of numbers.
     """
+    if isinstance(value, np.ndarray) and value.dtype == dtype and value.shape == shape:
+        return value  # an equal dtype, but another object
     array = _array(value)
     if array is None or array.dtype.kind not in REAL:
         raise TypeError(f"{source} that is no array of numbers at step {step}: {short(value)}")

@@ -13,6 +13,7 @@ import itertools
 import os
 import secrets
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -132,6 +133,17 @@ def set_aside(folder: Path, names: Iterable[str]) -> Path | None:
     return earlier
 
 
+_locks: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
+
+
+def _release_all() -> None:
+    for lock in _locks:
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_release_all)
+
+
 class FolderLock:
     """A run's hold on its folder, against other runs; given up on leaving a `with` block.
 
@@ -144,7 +156,7 @@ class FolderLock:
     def __init__(self) -> None:
         """Hold nothing yet."""
         self.descriptor: int | None = None
-        os.register_at_fork(after_in_child=self.release)
+        _locks.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -196,6 +208,23 @@ class FolderLock:
                 say(f"WARNING: cannot lock {folder}, so let no other run write there: {error}")
                 break
         self.descriptor = descriptor
+
+    @classmethod
+    def is_held(cls, folder: Path) -> bool:
+        """Return whether a run holds a folder."""
+        try:
+            descriptor = no_link(str(folder / cls.NAME), os.O_RDONLY)
+        except OSError:  # no run has been there
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # of a file system without locks
+            return False
+        finally:
+            os.close(descriptor)
+        return False
 
     def release(self) -> None:
         """Give it up, if it is held."""

@@ -371,9 +371,8 @@ def check_world() -> None:
     (launcher, started), size = launched_ranks(), world_size()
     if started <= size:
         return
-    from common.mpi import MPI
+    from common.mpi import mpi_library
 
-    library = " ".join(MPI.Get_library_version().split("\n")[0].split())
     if launcher == "srun":
         remedy = "give srun --mpi=pmi2 for MPICH, --mpi=pmix for Open MPI"
     else:
@@ -381,7 +380,7 @@ def check_world() -> None:
         remedy = f"start it with {own or 'the mpirun of that MPI'}"
     raise LaunchError(
         f"{launcher} started {started} processes, but MPI shows each of them {size}: it does not "
-        f"belong to the MPI that mpi4py has loaded ({library}); {remedy}"
+        f"belong to the MPI that mpi4py has loaded ({mpi_library()}); {remedy}"
     )
 
 

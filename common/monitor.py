@@ -374,8 +374,12 @@ def _open_files(path: str) -> list[TextIO]:
         there = os.stat(path)
     except OSError:  # a file that was deleted meanwhile is in nobody's way
         return []
-    files = [file for file in _files if not file.closed]
-    return [file for file in files if os.path.samestat(there, os.fstat(file.fileno()))]
+    files = []
+    for file in _files:
+        with contextlib.suppress(OSError, ValueError):  # one that is closed, by whomever
+            if os.path.samestat(there, os.fstat(file.fileno())):
+                files.append(file)
+    return files
 
 
 def _monitor_file(filename: str | os.PathLike[str]) -> str:

@@ -23,3 +23,8 @@ except (ImportError, RuntimeError) as error:  # which of them depends on what wa
 
     _hook, sys.excepthook = sys.excepthook, _say_it_without_traceback
     raise ImportError(NO_MPI) from None
+
+
+def mpi_library() -> str:
+    """Return the name and version of the MPI library."""
+    return " ".join(MPI.Get_library_version().split("\n")[0].split())

@@ -170,7 +170,8 @@ def check(value: Any, spec: Any, name: str = "it") -> None:
     Args:
         value: of dicts, lists, and what is in them.
         spec: an `Is`; [spec] for a list of any length; or a dict of specs by key, where `key?` may
-            be missing or None, `*` stands for all keys, and further keys are no concern of ours.
+            be missing, or None, which is dropped; `*` stands for all keys; further keys are no
+            concern of ours.
         name: of the value.
 
     Raises:
@@ -183,6 +184,7 @@ def check(value: Any, spec: Any, name: str = "it") -> None:
         for key, part in spec.items():
             is_optional, key = key.endswith("?"), key.removesuffix("?")
             if is_optional and value.get(key) is None:
+                value.pop(key, None)
                 continue
             if key not in value:
                 raise Refused(f"{key} is missing" + (f" in {name}" if name != "it" else ""))

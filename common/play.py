@@ -29,6 +29,7 @@ import torch
 from common import env_api, logger
 from common.cmd_util import seed_generators
 from common.console_util import fmt_row
+from common.files import set_aside
 from common.misc_util import counted, set_global_seeds, undisturbed_generators
 from common.monitor import Monitor, find_monitor
 from common.mpi import MPI
@@ -370,7 +371,8 @@ def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | 
         args: of the command line.
         pi: the policy, the same on all ranks.
         make_env: the run script's.
-        folder: of the run that has just ended, which gets `evaluation.json`; or None.
+        folder: of the run that has just ended, or --log-path's, which gets `evaluation.json`; or
+            None.
 
     Collective: every rank must call it.
     """
@@ -402,6 +404,9 @@ def show(args: argparse.Namespace, pi: Any, make_env: MakeEnv, *, folder: str | 
         path = Path(args.json or (Path(folder, "evaluation.json") if folder else os.devnull))
         if is_root and str(path) != os.devnull:
             try:
+                earlier = None if args.json else set_aside(path.parent, [path.name])
+                if earlier is not None:
+                    logger.log(f"The evaluation that was there is now in {earlier}")
                 write_evaluation(path, args, results)
                 logger.log(f"Wrote {path}")
             except Exception as error:

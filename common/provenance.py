@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from common.mpi import MPI
+from common.mpi import MPI, mpi_library
 
 PACKAGES = (
     "torch", "numpy", "gymnasium", "mujoco", "ale-py", "opencv-python-headless", "opencv-python",
@@ -35,11 +35,6 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def mpi_library() -> str:
-    """Return the name and version of the MPI library."""
-    return " ".join(MPI.Get_library_version().split("\n")[0].split())
 
 
 def source_digests(*functions: Any, env: gym.Env | None = None, pi: Any = None) -> dict[str, str]:
@@ -62,7 +57,7 @@ def source_digests(*functions: Any, env: gym.Env | None = None, pi: Any = None) 
                 paths |= {f"{package}/{near.name}": near for near in path.parent.glob("*.py")}
     digests = {}
     for name, path in paths.items():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # the ranks are about to be compared
             digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return digests
 

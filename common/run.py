@@ -120,7 +120,7 @@ def run(
         logger.reset()  # an earlier run in this process may have failed
         check_launcher(parser)
         args = parse_args(parser, presets, argv, lock=lock)
-        check_run(parser, lambda: check_same_start(argv, learn, make_env))
+        check_same_start(parser, argv, learn, make_env)
         if args.num_procs:
             check_run(parser, lambda: relaunch(args.num_procs, as_called=argv is not None))
         checkpoint, loaded = vars(args).pop("checkpoint"), vars(args).pop("loaded")
@@ -161,8 +161,8 @@ def run(
                     check_fits(checkpoint, args, env, probe)
             if trains and args.log_path and MPI.COMM_WORLD.Get_rank() == 0:
                 check_folder(Path(args.log_path), resumes=checkpoint is not None)
-            if not trains and args.evaluate and args.log_path:
-                args.json = args.json or os.path.join(args.log_path, "evaluation.json")
+            if not trains and args.evaluate and args.log_path and not args.json:
+                play.check_writable(Path(args.log_path, "evaluation.json"))
             play.check_flags(args, make_env)
             if "tensorboard" in args.log_format:
                 importlib.import_module("tensorboard")
@@ -239,10 +239,13 @@ def check_launcher(parser: ArgumentParser) -> None:
         sys.exit(2)
 
 
-def check_same_start(argv: Sequence[str] | None, *functions: Callable[..., Any]) -> None:
-    """Raise ValueError on a rank whose flags, packages or code are not rank 0's.
+def check_same_start(
+    parser: ArgumentParser, argv: Sequence[str] | None, *functions: Callable[..., Any]
+) -> None:
+    """End the job through `parser.error` if a rank's flags, packages or code are not rank 0's.
 
     Args:
+        parser: for the error.
         argv: the command line; None is the process's own.
         functions: of the script and of the algorithm, as for `source_digests`.
 
@@ -253,13 +256,17 @@ def check_same_start(argv: Sequence[str] | None, *functions: Callable[..., Any])
         return
     flags = " ".join(sys.argv[1:] if argv is None else argv)
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
-    own = {"flags": flags, "versions": versions}, source_digests(*functions)
-    first, code = comm.bcast(own)
-    for name, value in first.items():
-        if own[0][name] != value:
-            raise ValueError(f"started with other {name} than rank 0: {own[0][name]}, not {value}")
-    if files := changed_files(code, own[1]):
-        raise ValueError(f"started with other code than rank 0, in {files}")
+    own, own_code = {"flags": flags, "versions": versions}, source_digests(*functions)
+    first, code = comm.bcast((own, own_code))
+
+    def compare() -> None:
+        for name, value in first.items():
+            if own[name] != value:
+                raise ValueError(f"started with other {name} than rank 0: {own[name]}, not {value}")
+        if files := changed_files(code, own_code):
+            raise ValueError(f"started with other code than rank 0, in {files}")
+
+    check_run(parser, compare)
 
 
 def start_watchdog(stall_timeout: float) -> Watchdog:
@@ -302,6 +309,8 @@ class Paused(Exception):
 
 class RunCallback:
     """What happens at the start of each iteration: checkpoints and signals."""
+
+    has_warned = False  # that the environment's state is not saved
 
     def __init__(
         self,
@@ -366,7 +375,9 @@ class RunCallback:
         try:
             own["env"] = get_env_state(self.env)
         except Exception as error:  # what was learned is worth more than where an episode stands
-            logger.warn(f"WARNING: the environment's state was not saved: {describe(error)}")
+            if not self.has_warned:
+                logger.warn(f"WARNING: the environment's state is not saved: {describe(error)}")
+            self.has_warned = True
             own["env"] = None
         own["monitor_rows"] = monitor.rows if monitor is not None else 0
         own["log_bytes"] = text_log.stat().st_size if text_log.exists() else 0
@@ -418,14 +429,10 @@ def show_untrained(
     if args.seed is None:
         args.seed = secrets.randbelow(2**31)
     args.seed = MPI.COMM_WORLD.bcast(args.seed)
-    if args.evaluate and args.log_path and MPI.COMM_WORLD.Get_rank() == 0:
-        earlier = set_aside(Path(args.log_path), ["evaluation.json"])
-        if earlier is not None:
-            logger.log(f"The evaluation that was there is now in {earlier}")
     with play.closing(make_env(args, args.seed)) as env:
         pi = policy_fn("pi", env.observation_space, env.action_space)
     is_saved = save_policy(args, pi)
-    is_shown = play.show(args, pi, make_env, folder=None)
+    is_shown = play.show(args, pi, make_env, folder=args.log_path)
     if not (is_saved and is_shown):
         sys.exit(1)
 
@@ -477,7 +484,8 @@ def check_folder(folder: Path, *, resumes: bool) -> None:
             f"{folder / links[0]} is a symbolic link, through which no run writes: "
             "put what it leads to in its place"
         )
-    if not resumes and names and not is_run(folder):
+    is_locked_by_one = resumes and (folder / FolderLock.NAME).exists()
+    if names and not (is_run(folder) or is_locked_by_one):
         name = "config.json" if "config.json" in names else names[0]
         raise ValueError(
             f"{folder / name} was not written by a run: give a folder of its own as --log-path"
@@ -673,6 +681,8 @@ def check_fits(
         own = ranks[MPI.COMM_WORLD.Get_rank()]
         if own["env"] is not None:
             set_env_state(env, own["env"])
+        if hasattr(probe, "rng") and "policy" not in own["random"]:
+            raise ValueError("the checkpoint has no state of the policy's generator")
         for name, space in CARRIED.items():
             check_carried(name, own.get("carry"), getattr(env, space))
 
@@ -710,9 +720,8 @@ def resumed_state(
     own: dict[str, Any] = ranks[comm.Get_rank()] if has_same_ranks else {"env": None}
     if has_same_ranks:
         state["random"] = own["random"]
-    is_fresh = (
-        has_same_ranks and own["env"] is None and iteration > 0
-    )  # before 0, its seed says all
+    # Before iteration 0, the environment's seed says all
+    is_fresh = has_same_ranks and own["env"] is None and iteration > 0
     logger.log(
         f"Resuming before iteration {iteration}{how_exactly(checkpoint, made_with, is_fresh)}"
     )
@@ -732,10 +741,12 @@ def how_exactly(checkpoint: dict[str, Any], made_with: dict[str, Any], is_fresh:
         is_fresh: whether the environments begin fresh episodes.
     """
     saved_code, saved_machine = checkpoint.get("code"), checkpoint.get("machine")
-    if is_fresh:
-        return " with fresh episodes: the environment's own state cannot be saved"
-    perhaps = differences(checkpoint.get("versions", {}), made_with["versions"])
-    if saved_machine is not None:
+    size, saved_size = MPI.COMM_WORLD.Get_size(), len(checkpoint["ranks"])
+    versions, here = checkpoint.get("versions") or {}, made_with["versions"]
+    if saved_code is None:  # earlier versions looked at fewer packages
+        here = {name: here.get(name) for name in versions}
+    perhaps = differences(versions, here)
+    if saved_machine is not None and size == saved_size:
         perhaps += differences(saved_machine, made_with["machine"])
     if files := changed_files(saved_code or made_with["code"], made_with["code"]):
         perhaps.append(f"the code now another in {files}")
@@ -744,8 +755,10 @@ def how_exactly(checkpoint: dict[str, Any], made_with: dict[str, Any], is_fresh:
         {flag(name): checkpoint["arguments"].get(name) for name in changed},
         {flag(name): value for name, value in changed.items()},
     )
-    size, saved_size = MPI.COMM_WORLD.Get_size(), len(checkpoint["ranks"])
     surely += differences({"the number of ranks": saved_size}, {"the number of ranks": size})
+    if is_fresh:
+        others = f"; {', '.join(perhaps + surely)}" if perhaps or surely else ""
+        return f" with fresh episodes: the environment's own state cannot be saved{others}"
     if perhaps or surely:
         verdict = "not exactly" if surely else "not necessarily exactly"
         return f", {', '.join(perhaps + surely)}: {verdict} what the run would have been"

@@ -9,7 +9,6 @@ own checkpoints.
 """
 
 import csv
-import fcntl
 import io
 import itertools
 import math
@@ -29,16 +28,26 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from common.checkpoint import CheckpointError, checkpoint_files, read_run
+from common.checkpoint import CheckpointError
 from common.cmd_util import (
     ArgumentParser,
     describe,
     flag,
+    has_checkpoints,
     parse_args,
     positive_whole_number,
+    read_saved_run,
     resolve_env_id,
 )
-from common.files import absolute_path, folder_path, no_link, printable, replacing, set_aside
+from common.files import (
+    FolderLock,
+    absolute_path,
+    folder_path,
+    no_link,
+    printable,
+    replacing,
+    set_aside,
+)
 from common.launch import LaunchError, check_world, launch_environment, world_size
 from common.misc_util import counted, usable_cores
 
@@ -209,11 +218,11 @@ def look(job: Job, script: str | Path) -> None:
         raise ValueError(f"{job.folder}: {message}")
 
     parser.error = refuse
-    has_begun = bool(checkpoint_files(job.folder / "checkpoints"))
+    has_begun = has_checkpoints(job.folder)
     job.record = dict.fromkeys(("timesteps", "episodes", "return_mean", "seconds"), "")
     if has_begun:
         try:
-            read_run(job.folder)
+            read_saved_run(parser, job.folder)
         except CheckpointError as error:
             job.status, job.last_line, has_begun = "failed", str(error), False
     argv = job.argv if has_begun else [word for word in job.argv if word != "--resume"]
@@ -257,7 +266,7 @@ def check_runs(runs: Sequence[Job]) -> None:
 def start(job: Job, script: str | Path) -> None:
     """Start the job's process, unless one that a killed sweep has left still runs."""
     job.status = "running"
-    if is_locked(job.folder):
+    if FolderLock.is_held(job.folder):
         say(f"{job.folder} still runs: waiting for it")
         return
     command = [sys.executable, str(script), *job.argv]
@@ -280,19 +289,7 @@ def start(job: Job, script: str | Path) -> None:
 def has_ended(job: Job) -> bool:
     """Return whether the job's process has ended, and no rank writes to the folder any more."""
     is_gone = job.process is None or job.process.poll() is not None
-    return is_gone and not is_locked(job.folder)
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether a run is writing to a folder."""
-    try:
-        with open(folder / ".lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no run, or a file system without locks
-        return False
-    return False
+    return is_gone and not FolderLock.is_held(job.folder)
 
 
 def note_end(job: Job, script: str | Path, runs: Sequence[Job], *, stopped: bool = False) -> None:

@@ -178,9 +178,15 @@ class TorchPolicy(nn.Module):
         return flat[0].cpu().numpy(), np.float32(vpred[0].cpu())
 
     def _choose_network(self) -> None:
-        """Set what `act` computes with: NumPy's network only if it is sure to be torch's."""
-        self._acts_at = list(map(Tensor.data_ptr, self._parameters.values()))  # type: ignore[arg-type]
+        """Set what `act` computes with: NumPy's network only if it is sure to be torch's.
+
+        That a method of the class is replaced later is not noticed.
+        """
         self._acting_network: ActingNetwork = self._torch_network
+        self._acts_at = None
+        if self._is_hooked():
+            return  # until the hooks are gone
+        self._acts_at = list(map(Tensor.data_ptr, self._parameters.values()))  # type: ignore[arg-type]
         kind = next(kind for kind in type(self).__mro__ if "_numpy_network" in vars(kind))
         if self._is_not_overridden(*self.NETWORK, since=kind):
             network = self._numpy_network()
@@ -188,16 +194,19 @@ class TorchPolicy(nn.Module):
                 self._acting_network = network
 
     def _is_not_overridden(self, *names: str, since: type) -> bool:
-        """Return whether methods are those of the class `since`, on the instance too, unhooked."""
+        """Return whether methods are those of the class `since`, on the instance too."""
+        return all(
+            getattr(type(self), name) is getattr(since, name) and name not in vars(self)
+            for name in names
+        )
+
+    def _is_hooked(self) -> bool:
         hooks = (
             self._forward_hooks, self._forward_pre_hooks,
             hooks_of_all_modules._global_forward_hooks,
             hooks_of_all_modules._global_forward_pre_hooks,
         )  # fmt: skip
-        return not any(hooks) and all(
-            getattr(type(self), name) is getattr(since, name) and name not in vars(self)
-            for name in names
-        )
+        return any(hooks)
 
     def _agrees(self, network: ActingNetwork) -> bool:
         """Return whether `network` gives what torch does, on observations within and beyond +-5."""

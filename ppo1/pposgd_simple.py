@@ -33,7 +33,7 @@ from common.mpi_util import CollectiveError
 from common.torch_util import torch_threads
 from ppo1.hyperparameters import HYPERPARAMETERS, check_hyperparameters, check_same_updates
 from ppo1.learner_state import restore_learner
-from ppo1.policy import Policy, TorchPolicy, network_of
+from ppo1.policy import Policy, TorchPolicy
 from ppo1.update import Batch, Update, is_worth_compiling
 
 Callback = Callable[[dict[str, Any], dict[str, Any]], None]
@@ -231,11 +231,16 @@ def add_vtarg_and_adv(seg: Segment, gamma: float, lam: float) -> None:
 
 
 @torch.no_grad()
-def prepare(pi: Policy, seg: Segment) -> Batch:
+def prepare(pi: Policy, seg: Segment, network: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Batch:
     """Return what the losses need of a segment: T rows each, as tensors on the policy's device.
 
     Advantages are standardized, observations preprocessed, and the old policy is evaluated: pi is
     still equal to it. Call this after `ob_rms.update` and before the first update.
+
+    Args:
+        pi: the policy.
+        seg: with its advantages.
+        network: what the update trains, `network_of(pi)`.
 
     Returns:
         ob: what the network takes. ac: (T, *ac_shape). atarg, vtarg: (T,).
@@ -249,7 +254,6 @@ def prepare(pi: Policy, seg: Segment) -> Batch:
     }
     device = pi.get_trainable_variables()[0].device
     columns = {name: column.to(device) for name, column in columns.items()}
-    network = network_of(pi)
     if isinstance(network, TorchPolicy):
         columns["ob"] = network.preprocess(columns["ob"])
     oldpdparam, _ = network(columns["ob"])
@@ -454,7 +458,7 @@ def learn(
             # Prepare
             if hasattr(pi, "ob_rms"):
                 env_api.update_statistics(pi.ob_rms, seg["ob"], comm)
-            columns = prepare(pi, seg)
+            columns = prepare(pi, seg, update.network)
             all_rows = torch.arange(len(seg["ob"]), device=adam.theta.device)
             d = Dataset({"rows": all_rows}, deterministic=pi.recurrent)
             batchsize = optim_batchsize or len(seg["ob"])

@@ -365,3 +365,26 @@ def test_a_second_job_is_refused_and_touches_nothing(tmp_path, monkeypatch, caps
         first.communicate(timeout=60)
     assert first.returncode == 0
     assert read_newest(folder / "checkpoints")[1]["shared"]["iters_so_far"] == 12
+
+
+def test_a_checkpoint_among_somebody_elses_files_cuts_none_of_them(folder, tmp_path, capsys):
+    newest, _ = read_newest(folder / "checkpoints")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / newest.name).write_bytes(newest.read_bytes())
+    for name in ("log.txt", "progress.csv"):
+        (other / name).write_text("mine\n" * 1000)
+    with pytest.raises(SystemExit) as leave:
+        run_mujoco.main(["--resume", str(other / newest.name)])
+    assert leave.value.code == 2
+    assert "was not written by a run" in capsys.readouterr().err
+    assert (
+        (other / "log.txt").read_text() == (other / "progress.csv").read_text() == "mine\n" * 1000
+    )
+
+
+@pytest.mark.parametrize("name", ["versions", "former_ranks", "code"])
+def test_what_a_checkpoint_may_lack_may_be_none(name, folder):
+    newest, content = read_newest(folder / "checkpoints")
+    write_checkpoint(newest, {**content, name: None})
+    run_mujoco.main(["--resume", str(folder)])

@@ -22,6 +22,7 @@ from ppo1 import pposgd_simple, update
 from ppo1.cnn_policy import CnnPolicy
 from ppo1.learner_state import learner_state
 from ppo1.mlp_policy import MlpPolicy
+from ppo1.policy import network_of
 from ppo1.pposgd_simple import (
     add_vtarg_and_adv,
     learn,
@@ -797,9 +798,9 @@ def test_equal_advantages_become_zeros():
         "ob": np.zeros((30, 4), np.float32), "ac": np.zeros(30, np.int64), "adv": adv,
         "tdlamret": adv,
     }  # fmt: skip
-    assert not pposgd_simple.prepare(pi, seg)["atarg"].any()
+    assert not pposgd_simple.prepare(pi, seg, network_of(pi))["atarg"].any()
     adv[0] = 0.2
-    atarg = pposgd_simple.prepare(pi, seg)["atarg"]
+    atarg = pposgd_simple.prepare(pi, seg, network_of(pi))["atarg"]
     np.testing.assert_allclose([atarg.mean(), atarg.std(correction=0)], [0, 1], atol=1e-5)
 
 
@@ -1031,6 +1032,23 @@ def test_an_overridden_network_is_the_one_that_is_trained():
     run(policy_fn=lambda *args: Shifted(*args, 8, 1), max_iters=1)
     # 33 actions', the old policy's, 8 updates', and the evaluation's
     assert Shifted.calls == 33 + 1 + 8 + 1
+
+
+def test_a_hook_that_comes_while_it_trains_changes_nothing():
+    def trained(hook):
+        np.random.seed(0)
+        torch.manual_seed(0)
+
+        def callback(local, _):
+            if hook and local["iters_so_far"] == 1:
+                local["pi"].register_forward_hook(lambda *_: None)
+
+        pi, _ = run(max_iters=3, callback=callback)
+        return pi.variables()
+
+    # It acts through torch from then on, which rounds differently
+    for name, want in trained(hook=False).items():
+        np.testing.assert_allclose(trained(hook=True)[name], want, rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_use_the_communicator_given():

@@ -203,3 +203,17 @@ def test_a_short_stall_timeout_waits_for_the_first_update():
     assert watched == [
         (STARTUP_SECONDS, (None, 500)), (STARTUP_SECONDS, (None, 500)), (3.0, (None, 510)),
     ]  # fmt: skip
+
+
+def test_a_resumed_run_without_a_limit_is_refused(run, capsys):
+    """It would train nothing, and show a network of fresh weights."""
+    newest = checkpoint_files(run / "checkpoints")[0]
+    content = read_checkpoint(newest)
+    content["arguments"] |= {"num_timesteps": 100, "max_iters": 0}
+    write_checkpoint(newest, content)
+    with pytest.raises(SystemExit) as leave:
+        run_mujoco.main(
+            ["--resume", "run", "--override", "--num-timesteps", "0", "--evaluate", "1"]
+        )
+    assert leave.value.code == 2
+    assert "a run that is resumed needs a limit above 0" in capsys.readouterr().err

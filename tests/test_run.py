@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import io
 import json
 import math
@@ -227,9 +228,16 @@ def test_a_path_that_is_no_text_is_one_line(flag, tmp_path, monkeypatch, capsys)
 
 def test_an_evaluation_sets_the_earlier_one_aside(tmp_path, monkeypatch):
     (tmp_path / "evaluation.json").write_text("mine")
-    args = Namespace(seed=1, evaluate=1, log_path=str(tmp_path), save_path=None)
-    monkeypatch.setattr(run_module.play, "show", lambda *args, **kwargs: True)
-    run_module.show_untrained(args, lambda name, *spaces: None, make_env)
+    args = Namespace(
+        seed=1, evaluate=1, json=None, log_path=str(tmp_path), save_path=None, deterministic=True,
+        env="toy", load_path=None, video=None, play=False,
+    )  # fmt: skip
+    results = run_module.play.Evaluation([1.0], [2])
+    monkeypatch.setattr(run_module.play, "evaluate", lambda *args, **kwargs: results)
+    run_module.show_untrained(
+        args, lambda name, *spaces: None, lambda args, seed: make_env(args, seed)
+    )
+    assert json.loads((tmp_path / "evaluation.json").read_text())["returns"] == [1.0]
     assert (tmp_path / "earlier-1" / "evaluation.json").read_text() == "mine"
 
 
@@ -415,7 +423,7 @@ def test_an_environment_whose_state_fails_is_saved_without(tmp_path, monkeypatch
     logger.configure(tmp_path, ["stdout"])
     shared, own = callback.collect({"pi": object()})
     assert own["env"] is None
-    assert "WARNING: the environment's state was not saved: " in capsys.readouterr().out
+    assert "WARNING: the environment's state is not saved: " in capsys.readouterr().out
 
 
 def test_what_moves_in_an_environment_is_its_steps():
@@ -447,17 +455,22 @@ def test_gpus_are_dealt_out_on_each_machine(rank_here, device, monkeypatch):
     assert run_module.device_of(Namespace(device="cuda:1"), rank_here) == torch.device("cuda:1")
 
 
-def test_other_code_or_versions_are_named(monkeypatch):
+def test_other_code_or_versions_are_named(monkeypatch, capsys):
     changed, edited = {}, {}
     comm = SimpleNamespace(
-        Get_size=lambda: 2, bcast=lambda own: (own[0] | changed, own[1] | edited)
+        Get_size=lambda: 2, Get_rank=lambda: 0, Barrier=lambda: None,
+        allgather=lambda message: [message] * 2,
+        bcast=lambda own: (own[0] | changed, own[1] | edited),
     )  # fmt: skip
-    monkeypatch.setattr(run_module, "MPI", SimpleNamespace(COMM_WORLD=comm))
-    run_module.check_same_start(["--seed", "1"])
-    for name, value in {"flags": "--seed 1", "versions": "torch 1"}.items():
-        changed = {name: value}
-        with pytest.raises(ValueError, match=f"started with other {name} than rank 0: .*, not "):
-            run_module.check_same_start(["--seed", "2"])
-    changed, edited = {}, {"common/run.py": "abc"}
-    with pytest.raises(ValueError, match="started with other code than rank 0, in common/run.py$"):
-        run_module.check_same_start(["--seed", "1"])
+    for module in ("common.run", "common.mpi_util", "common.cmd_util"):
+        monkeypatch.setattr(f"{module}.MPI", SimpleNamespace(COMM_WORLD=comm))
+    check = functools.partial(run_module.check_same_start, make_parser())
+    check(["--seed", "1"])
+    for changed, edited, said in [  # noqa: B007 - what rank 0 sends
+        ({"flags": "--seed 1"}, {}, "other flags than rank 0: --seed 2, not --seed 1"),
+        ({"versions": "torch 1"}, {}, "other versions than rank 0: "),
+        ({}, {"common/run.py": "abc"}, "other code than rank 0, in common/run.py"),
+    ]:
+        with pytest.raises(SystemExit):
+            check(["--seed", "2"])
+        assert f"started with {said}" in capsys.readouterr().err

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from common.checkpoint import checkpoint_files
+from common.files import FolderLock
 from common.sweep import (
-    is_locked,
     look,
     main,
     make_jobs,
@@ -170,7 +170,7 @@ class FakeProcess:
 
     def __init__(self, command, **options):
         folder = Path(command[command.index("--log-path") + 1])
-        assert not is_locked(folder)
+        assert not FolderLock.is_held(folder)
         (folder / "started").touch()
 
     def poll(self):

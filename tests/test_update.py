@@ -14,6 +14,7 @@ from common.mpi_adam import MpiAdam
 from common.mpi_util import CollectiveError
 from ppo1.cnn_policy import CnnPolicy
 from ppo1.mlp_policy import MlpPolicy
+from ppo1.policy import network_of
 from ppo1.pposgd_simple import add_vtarg_and_adv, ppo_losses, prepare, traj_segment_generator
 from ppo1.update import Update, compile_adam
 from tests.conftest import assert_close
@@ -33,7 +34,7 @@ def update_and_columns(ac_space, rows=64):
     adam = MpiAdam(pi.get_trainable_variables(), comm=MPI.COMM_SELF)
     seg = next(traj_segment_generator(pi, env, rows, stochastic=True))
     add_vtarg_and_adv(seg, 0.99, 0.95)
-    columns = prepare(pi, seg)
+    columns = prepare(pi, seg, network_of(pi))
     adam.setfromflat(adam.getflat() + 0.1 * np.random.randn(len(adam.m)).astype(np.float32))
     return make_update(pi, adam), columns
 
@@ -56,7 +57,7 @@ def test_a_gpu_gives_the_cpus_numbers():
         pi = CnnPolicy("pi", ob_space, ac_space).to(device)
         adam = MpiAdam(pi.get_trainable_variables(), comm=MPI.COMM_SELF)
         update = make_update(pi, adam)
-        columns = prepare(pi, seg)
+        columns = prepare(pi, seg, network_of(pi))
         losses = [
             update(1e-3, columns, rows.to(device), CLIP.to(device)).cpu()
             for rows in torch.arange(64).split(32)

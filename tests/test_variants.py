@@ -136,8 +136,9 @@ def test_stored_logp_is_that_of_sampling_time() -> None:
             for parameter in pi.get_trainable_variables():
                 parameter += 0.1
         pi.ob_rms.update(seg["ob"])
-        columns = variants.columns_with_stored_logp(pi, {**seg, "adv": seg["rew"],
-                                                         "tdlamret": seg["rew"]})  # fmt: skip
+        columns = variants.columns_with_stored_logp(
+            pi, {**seg, "adv": seg["rew"], "tdlamret": seg["rew"]}, pi
+        )
         assert columns["oldlogp"].tolist() == stored[-5:]
         assert list(columns)[-1] == "oldlogp"  # the order that `learn` compiles for
     # Rounding differs between a batch and a single row
