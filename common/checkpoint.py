@@ -175,7 +175,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         hashed = hashlib.sha256(MAGIC + struct.pack("I", version))
         hashed.update(payload)
         if hashed.digest() != digest:
-            raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not hold")
+            raise CheckpointError(f"{path} is damaged: its checksum does not match")
         if version != FORMAT:
             raise CheckpointError(
                 f"checkpoint {path} has format {version}; this program reads {FORMAT}"

@@ -34,6 +34,7 @@ from common.misc_util import set_global_seeds
 from common.monitor import Monitor, is_being_written
 from common.mpi import MPI
 from common.mpi_util import offset_seed
+from common.plain_pickle import is_setting
 from common.policy_file import SavedPolicy, check_sizes, read_policy
 
 LOG_FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
@@ -112,7 +113,7 @@ OTHER_NAMES = {
     "--wandb-project-name": "wandb-project",
     "PPO is the only algorithm here": "alg algo algorithm",
     "the type of an environment comes with --env": "env-type",
-    "ppo1 has no weight of the value loss, it is 1": "vf-coef vf-coeff value-coef value-loss-coef "
+    "the value loss always has weight 1": "vf-coef vf-coeff value-coef value-loss-coef "
     "vf-loss-coeff",
     "ppo1 does not clip gradients": "max-grad-norm grad-clip",
     "ppo1 does not clip the value loss": "clip-vloss clip-range-vf vf-clip-param cliprange-vf",
@@ -262,10 +263,19 @@ def resume_path(text: str) -> str:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return what a JSON object holds."""
+    """Return what a JSON object holds, if a checkpoint can hold it too."""
+
+    def no_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name is given twice")
+        return dict(pairs)
+
     with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(text)
-        if isinstance(value, dict):
+        value = json.loads(text, parse_constant=no_constant, object_pairs_hook=unique)
+        if isinstance(value, dict) and is_setting(value):
             return value
     raise argparse.ArgumentTypeError(f"""need a JSON object, such as '{{"a": 1}}', got {text!r}""")
 

@@ -272,8 +272,8 @@ def warn_of_offsets(obs: NDArray[Any]) -> None:
         named = ", ".join(str(i[0] if len(i) == 1 else i) for i in indices[:10])
         more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
         logger.warn(
-            f"The mean of observation component {named}{more} is over 1000 times its spread, so "
-            "its changes hardly reach the policy: subtract a constant, for instance with "
+            f"WARNING: the mean of observation component {named}{more} is over 1000 times its "
+            "spread, so its changes hardly reach the policy: subtract a constant, for instance with "
             "gymnasium.wrappers.TransformObservation"
         )
 

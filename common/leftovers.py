@@ -110,7 +110,7 @@ def ending_what_is_left() -> Iterator[None]:
             if not isinstance(sys.exc_info()[1], SystemExit | None):
                 traceback.print_exc()
             names = ", ".join(thread.name for thread in stubborn)
-            say(f"WARNING: this process leaves although threads still run: {names}\n")
+            say(f"WARNING: this process exits although threads still run: {names}\n")
             atexit._run_exitfuncs()
             _flush()
             os._exit(code)

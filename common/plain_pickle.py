@@ -151,6 +151,8 @@ def is_setting(value: Any) -> bool:
     """Return whether `value` is of texts, numbers and None, in lists and dicts: what JSON holds."""
     if isinstance(value, list | dict):
         return all(map(is_setting, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, float):
+        return math.isfinite(value)
     return value is None or isinstance(value, str | bool) or is_number(value)
 
 

@@ -582,7 +582,7 @@ def begin_run(
         what = "The run that was there" if is_new else "What ranks logged after the checkpoint"
         logger.log(f"{what} is now in {earlier}")
     if overtaken:
-        logger.log(f"Set aside, for the run resumes before them: {', '.join(overtaken)}")
+        logger.log(f"Set aside later checkpoints: {', '.join(overtaken)}")
     ranks = counted(comm.Get_size(), "rank")
     logger.log(f"{title} on {args.env}, preset {args.preset}, {ranks}, seed {args.seed}")
     logger.log(", ".join(f"{name} {version}" for name, version in package_versions().items()))

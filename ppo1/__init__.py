@@ -1,6 +1,7 @@
 """PPO as one process per actor under MPI: OpenAI baselines' `ppo1` on PyTorch."""
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from ppo1.saved_policy import save_policy as save_policy
 
 __all__ = ["load_policy", "load_variables", "save_policy"]
+SUBMODULES = [
+    "cnn_policy", "export", "hyperparameters", "learner_state", "mlp_policy", "policy",
+    "pposgd_simple", "saved_policy", "update",
+]  # fmt: skip
 
 
 def _check_common() -> None:
@@ -34,8 +39,10 @@ def __getattr__(name: str) -> Any:
         from ppo1 import saved_policy
 
         return getattr(saved_policy, name)
+    if name in SUBMODULES:
+        return import_module(f"ppo1.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *SUBMODULES, "__doc__", "__file__", "__name__", "__path__"])

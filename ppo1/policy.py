@@ -17,6 +17,7 @@ from common.torch_util import flatten_parameters
 # What observations may be, by NumPy's characters for dtypes
 NUMBERS = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
 IMAGES = "B"  # uint8
+NUMBERS_OF_FILES = "biuf"  # kinds of dtypes
 
 # From one observation to distribution parameters, (P,), and value, a number. The next call may
 # overwrite the parameters.
@@ -329,9 +330,9 @@ class TorchPolicy(nn.Module):
             if name in given and given[name].shape != tuple(_tf_view(name, variable).shape)
         ]
         problems += [
-            f"{name} holds numbers that are not finite"
+            f"{name} holds numbers that are not finite float32, or a count of 0 or less"
             for name, value in given.items()
-            if name in named and value.dtype.kind == "f" and not np.isfinite(value).all()
+            if name in named and not self._is_usable(name, value)
         ]
         if problems:
             more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
@@ -341,6 +342,16 @@ class TorchPolicy(nn.Module):
                 _tf_view(name, variable).copy_(torch.as_tensor(given[name]))
         if (ob_rms := getattr(self, "ob_rms", None)) is not None:
             ob_rms.refresh()
+
+    @staticmethod
+    def _is_usable(name: str, value: NDArray[Any]) -> bool:
+        """Return whether a variable's values can be computed with; those of statistics are sums."""
+        if value.dtype.kind not in NUMBERS_OF_FILES:
+            return False
+        if name.startswith("obfilter/"):
+            return bool(np.isfinite(value).all()) and (name != "obfilter/count" or bool(value > 0))
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(value.astype(np.float32)).all())
 
     def _statistics(self) -> dict[str, Tensor]:
         # Views: writing to them writes to the running sums.

@@ -183,6 +183,7 @@ def drift_on_rank(comm):
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_drift_in_the_last_bit_is_found_before_every_hundredth_update():
     for found_at, message in on_ranks(2, drift_on_rank):

@@ -1068,7 +1068,9 @@ def test_a_mean_too_large_for_its_spread_is_warned_of_once(capsys):
     run(Level(5), max_iters=2)
     run(Countdown(5), max_iters=1)
     (line,) = [line for line in logged_lines(capsys) if "its spread" in line]
-    assert line.startswith("The mean of observation component 0 is over 1000 times its spread")
+    assert line.startswith(
+        "WARNING: the mean of observation component 0 is over 1000 times its spread"
+    )
     assert line.endswith("gymnasium.wrappers.TransformObservation")
 
 

@@ -173,7 +173,7 @@ def test_where_several_ranks_run_counts_and_their_processors():
 def test_what_the_resumed_checkpoint_overtakes_is_in_the_log(run):
     path = run / "checkpoints" / "iteration-000000002.ckpt"
     run_mujoco.main(["--resume", str(path)])
-    line = "Set aside, for the run resumes before them: iteration-000000004.ckpt\n"
+    line = "Set aside later checkpoints: iteration-000000004.ckpt\n"
     assert line in (run / "log.txt").read_text()
 
 

@@ -142,7 +142,7 @@ def test_bad_input_gets_one_line(command, message, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     "module, package, nprocs",
     [("ale_py", "ale-py", 0),
-     pytest.param("cv2", "opencv-python-headless", 2, marks=pytest.mark.mpi)],
+     pytest.param("cv2", "opencv-python-headless", 2, marks=[pytest.mark.mpi, pytest.mark.slow])],
 )  # fmt: skip
 def test_a_missing_package_is_named(module, package, nprocs, tmp_path):
     done, seconds = run_without(module, "run_atari.py", folder=tmp_path, nprocs=nprocs)

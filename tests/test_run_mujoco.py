@@ -143,10 +143,11 @@ def check_refusal(done, message, seconds, folder):
     "module, command, message",
     [
         ("mujoco", "--env Hopper-v4", "'Hopper-v4': MuJoCo is not installed, run `pip install \""),
-        (
+        pytest.param(
             "gymnasium_robotics",
             "--preset robotics",
             "'FetchReach-v4': module 'gymnasium_robotics' is missing: pip install gymnasium-robot",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -171,7 +172,9 @@ def run_without(module, script, *command, folder, nprocs=0):
     "command, message",
     [
         ("--env Hoper-v4", "unknown environment 'Hoper-v4'; did you mean Hopper-v4"),
-        ("--gamma abc", "argument --gamma: invalid float value: 'abc'"),
+        pytest.param(
+            "--gamma abc", "argument --gamma: invalid float value: 'abc'", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_bad_input_ends_the_whole_job(command, message, tmp_path):
@@ -200,7 +203,7 @@ def processes_that_name(text):
 @pytest.mark.parametrize(
     "fault, speaker, cause",
     [
-        ("raises", 1, "RuntimeError: the robot fell off the table"),
+        pytest.param("raises", 1, "RuntimeError: the robot fell", marks=pytest.mark.slow),
         ("exits", 1, "RuntimeError: training was left by sys.exit\\(0\\)"),
         ("nan-reward", 1, "FloatingPointError: .*reward nan at step 30"),
         pytest.param(
