@@ -100,6 +100,10 @@ def test_logs_go_where_the_environment_says(monkeypatch):
         ("--seed 1.0", "got '1.0'"),
         ("--seed 4294967296", "got '4294967296'"),
         ("--env-kwargs 3", "argument --env-kwargs: need a JSON object, such as .*, got '3'"),
+        *(
+            (f"--env-kwargs {text}", "argument --env-kwargs: need a JSON object")
+            for text in ('{"a":NaN}', '{"a":1e999}', '{"a":1,"a":2}', f'{{"a":{2**70}}}')
+        ),
         ("--env-kwargs {a:1}", "--env-kwargs: need a JSON object, .* got '{a:1}'"),
         ("--max-episode-steps 0", "--max-episode-steps: need a whole number above 0, got '0'"),
         ("--log-format csv,xml", "unknown format 'xml': need some of stdout, log, csv, json"),

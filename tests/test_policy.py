@@ -256,6 +256,19 @@ def test_a_state_dict_without_statistics_is_refused():
 # ---- Numbers that are none ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "name, value", [("pol/fc1/kernel", 1e39), ("obfilter/count", 0.0), ("obfilter/count", -5.0)]
+)
+def test_variables_that_cannot_be_computed_with_are_refused(name, value):
+    """A float64 number beyond float32; a count that would divide by zero."""
+    pi = make(MlpPolicy)
+    before = pi.variables()
+    bad = {**before, name: np.full(before[name].shape, value)}
+    with pytest.raises(ValueError, match=f"{name} holds numbers that are not finite float32, or"):
+        pi.load_variables(bad)
+    np.testing.assert_equal(pi.variables(), before)
+
+
 @pytest.mark.parametrize("name", ["pol/fc1/kernel", "obfilter/runningsum"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_variables_that_are_not_finite_are_refused(name, value, tmp_path):
