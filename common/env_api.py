@@ -273,8 +273,8 @@ def warn_of_offsets(obs: NDArray[Any]) -> None:
         more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
         logger.warn(
             f"WARNING: the mean of observation component {named}{more} is over 1000 times its "
-            "spread, so its changes hardly reach the policy: subtract a constant, for instance with "
-            "gymnasium.wrappers.TransformObservation"
+            "spread, so its changes hardly reach the policy: subtract a constant, for instance "
+            "with gymnasium.wrappers.TransformObservation"
         )
 
 

@@ -142,7 +142,7 @@ def test_a_bad_command_line_gets_one_line_and_exit_code_2(command, message, caps
         ("--max-grad-norm 0.5", "ppo1 does not clip gradients"),
         ("--n-envs 8 --lr 1 --vf_coef -1 --colour",
          "--n-envs: did you mean --num-procs?; --lr: did you mean --optim-stepsize?; --vf-coef: "
-         "ppo1 has no weight of the value loss, it is 1"),
+         "the value loss always has weight 1"),
     ],
 )  # fmt: skip
 def test_what_other_libraries_call_a_flag_is_known(command, advice, capsys):
