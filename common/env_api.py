@@ -256,12 +256,12 @@ def update_statistics(ob_rms: RunningMeanStd, obs: NDArray[Any], comm: MPI.Comm)
         )
 
 
-def tell_of_actions_outside(acs: NDArray[Any], ac_space: gym.Space) -> None:
-    """Log which share of the actions (T, *ac_shape) lies outside a Box, if any does."""
+def warn_of_actions_outside(acs: NDArray[Any], ac_space: gym.Space) -> None:
+    """Warn of the share of actions (T, *ac_shape) that lies outside a Box, if any does."""
     share = share_outside(acs, ac_space)
     if share:
-        logger.log(
-            f"{100 * share:.2g} % of the first actions lie outside the action space: the "
+        logger.warn(
+            f"WARNING: {100 * share:.2g} % of the first actions lie outside the action space: the "
             "environment gets them as they are, as in baselines; --clip-actions clips them"
         )
 

@@ -465,7 +465,7 @@ def learn(
             num_minibatches = len(seg["ob"]) // batchsize
             if is_first:
                 if comm.Get_rank() == 0:
-                    env_api.tell_of_actions_outside(seg["ac"], ac_space)
+                    env_api.warn_of_actions_outside(seg["ac"], ac_space)
                     if hasattr(pi, "ob_rms"):
                         env_api.warn_of_offsets(seg["ob"])
                 updates = check_same_updates(comm, optim_epochs * num_minibatches)
