@@ -349,7 +349,9 @@ class TorchPolicy(nn.Module):
         if value.dtype.kind not in NUMBERS_OF_FILES:
             return False
         if name.startswith("obfilter/"):
-            return bool(np.isfinite(value).all()) and (name != "obfilter/count" or bool(value > 0))
+            return bool(np.isfinite(value).all()) and (
+                name != "obfilter/count" or bool((value > 0).all())
+            )
         with np.errstate(over="ignore"):
             return bool(np.isfinite(value.astype(np.float32)).all())
 
