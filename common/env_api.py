@@ -15,9 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import logger
-from common.mpi import MPI
-from common.mpi_running_mean_std import RunningMeanStd, ill_scaled
-from common.mpi_util import CollectiveError
 
 RETURNS = {
     "reset": "(observation, info)",
@@ -236,26 +233,6 @@ def check_finite(obs: NDArray[Any], first_step: int = 0) -> None:
         )
 
 
-def update_statistics(ob_rms: RunningMeanStd, obs: NDArray[Any], comm: MPI.Comm) -> None:
-    """Add observations (T, *ob_shape) to the running statistics.
-
-    Collective: every rank must call it.
-
-    Raises:
-        CollectiveError: on all ranks, if they overflow: the statistics square them in float32.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        ob_rms.update(obs)
-    finite = np.isfinite(ob_rms.std)
-    if not finite.all():
-        component = tuple(int(index) for index in np.argwhere(~finite)[0])
-        reached = comm.allgather(float(np.abs(obs).max(axis=0)[component]))
-        raise CollectiveError(
-            f"the environment's observations overflow their statistics: component "
-            f"{list(component)} reached {max(reached)} on rank {reached.index(max(reached))}"
-        )
-
-
 def warn_of_actions_outside(acs: NDArray[Any], ac_space: gym.Space) -> None:
     """Warn of the share of actions (T, *ac_shape) that lies outside a Box, if any does."""
     share = share_outside(acs, ac_space)
@@ -263,18 +240,6 @@ def warn_of_actions_outside(acs: NDArray[Any], ac_space: gym.Space) -> None:
         logger.warn(
             f"WARNING: {100 * share:.2g} % of the first actions lie outside the action space: the "
             "environment gets them as they are, as in baselines; --clip-actions clips them"
-        )
-
-
-def warn_of_offsets(obs: NDArray[Any]) -> None:
-    """Warn if normalization all but removes components of observations, (N, *ob_shape)."""
-    if indices := ill_scaled(obs):
-        named = ", ".join(str(i[0] if len(i) == 1 else i) for i in indices[:10])
-        more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
-        logger.warn(
-            f"WARNING: the mean of observation component {named}{more} is over 1000 times its "
-            "spread, so its changes hardly reach the policy: subtract a constant, for instance "
-            "with gymnasium.wrappers.TransformObservation"
         )
 
 

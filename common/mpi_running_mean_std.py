@@ -9,7 +9,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from common import logger
 from common.mpi import MPI
+from common.mpi_util import CollectiveError
 
 
 class RunningMeanStd:
@@ -101,3 +103,35 @@ def ill_scaled(x: ArrayLike) -> list[tuple[int, ...]]:
     varies = (rows != rows[:1]).any(axis=0)
     too_large = varies & (np.abs(mean) > 1000 * np.maximum(spread, 0.1))
     return [tuple(index) for index in np.argwhere(too_large).tolist()]
+
+
+def update_statistics(ob_rms: RunningMeanStd, obs: NDArray[Any], comm: MPI.Comm) -> None:
+    """Add observations (T, *ob_shape) to the running statistics.
+
+    Collective: every rank must call it.
+
+    Raises:
+        CollectiveError: on all ranks, if they overflow: the statistics square them in float32.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        ob_rms.update(obs)
+    finite = np.isfinite(ob_rms.std)
+    if not finite.all():
+        component = tuple(int(index) for index in np.argwhere(~finite)[0])
+        reached = comm.allgather(float(np.abs(obs).max(axis=0)[component]))
+        raise CollectiveError(
+            f"the environment's observations overflow their statistics: component "
+            f"{list(component)} reached {max(reached)} on rank {reached.index(max(reached))}"
+        )
+
+
+def warn_of_offsets(obs: NDArray[Any]) -> None:
+    """Warn if normalization all but removes components of observations, (N, *ob_shape)."""
+    if indices := ill_scaled(obs):
+        named = ", ".join(str(i[0] if len(i) == 1 else i) for i in indices[:10])
+        more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
+        logger.warn(
+            f"WARNING: the mean of observation component {named}{more} is over 1000 times its "
+            "spread, so its changes hardly reach the policy: subtract a constant, for instance "
+            "with gymnasium.wrappers.TransformObservation"
+        )

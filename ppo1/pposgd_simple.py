@@ -29,6 +29,7 @@ from common.monitor import find_monitor, frame_counter
 from common.mpi import MPI
 from common.mpi_adam import MpiAdam
 from common.mpi_moments import mpi_moments
+from common.mpi_running_mean_std import update_statistics, warn_of_offsets
 from common.mpi_util import CollectiveError
 from common.torch_util import torch_threads
 from ppo1.hyperparameters import HYPERPARAMETERS, check_hyperparameters, check_same_updates
@@ -457,7 +458,7 @@ def learn(
 
             # Prepare
             if hasattr(pi, "ob_rms"):
-                env_api.update_statistics(pi.ob_rms, seg["ob"], comm)
+                update_statistics(pi.ob_rms, seg["ob"], comm)
             columns = prepare(pi, seg, update.network)
             all_rows = torch.arange(len(seg["ob"]), device=adam.theta.device)
             d = Dataset({"rows": all_rows}, deterministic=pi.recurrent)
@@ -467,7 +468,7 @@ def learn(
                 if comm.Get_rank() == 0:
                     env_api.warn_of_actions_outside(seg["ac"], ac_space)
                     if hasattr(pi, "ob_rms"):
-                        env_api.warn_of_offsets(seg["ob"])
+                        warn_of_offsets(seg["ob"])
                 updates = check_same_updates(comm, optim_epochs * num_minibatches)
                 iterations = max_iters or max_timesteps / (len(seg["ob"]) * comm.Get_size())
                 is_compiled = update.compile_as_asked(
