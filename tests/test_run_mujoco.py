@@ -215,7 +215,7 @@ def processes_that_name(text):
         pytest.param(
             "wrong-shape",
             1,
-            "ValueError: observation of shape \\(2,\\), but the space says \\(1,\\)",
+            "ValueError: .* an observation of shape \\(2,\\), but the space says \\(1,\\)",
             marks=pytest.mark.slow,
         ),
         ("huge-reward", 0, "CollectiveError: the gradient is not finite \\(from rank 1\\)"),
